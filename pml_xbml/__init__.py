@@ -1,0 +1,1 @@
+"""Cross-batch metric learning (XML) for pytorch-metric-learning."""

@@ -1,0 +1,21 @@
+import random
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+matplotlib.use("Agg")
+# The machines are shared: one thread a process, and no deadline that a busy neighbour can break.
+torch.set_num_threads(1)
+settings.register_profile("shared-machine", deadline=None, derandomize=True)
+settings.load_profile("shared-machine")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Every test starts from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  pytorch-metric-learning draws from the global generator
+    torch.manual_seed(0)
