@@ -1,0 +1,483 @@
+"""Cross-batch metric learning (XML) as pure functions of tensors.
+
+Source of everything here, unless a docstring says otherwise: Y. Z. Gurbuz and A. A. Alatan,
+"Generalizable Embeddings with Cross-batch Metric Learning", ICIP 2023, arXiv:2307.07620.
+
+Notation (the paper's): an image has n local features of C channels, there are m prototypes, a batch has
+N images with D-dimensional embeddings, its histograms over the prototypes are the rows of Z (N, m), its
+embeddings the rows of Y (N, D).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "assignments",
+    "average_and_histograms",
+    "class_disjoint_halves",
+    "cross_batch_expression",
+    "express",
+    "greedy_k_center",
+    "hard_assignments",
+    "histograms",
+    "recursive_ridge_fit",
+    "ridge_fit",
+    "unit_vectors",
+]
+
+SIMILARITIES = ("cosine", "dot")
+
+# Shorter vectors have no direction worth the name. torch.nn.functional.normalize uses the same bound, but
+# sends a gradient of 1 / bound through it; a feature map that a ReLU has silenced would explode the step.
+_SHORTEST_DIRECTED_NORM = 1e-12
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Divides vectors by their Euclidean norm; a zero vector stays zero, and so does its gradient.
+
+    Args:
+        vectors: (..., C).
+
+    Returns:
+        (..., C), each vector of norm 1 or 0.
+    """
+    return vectors * _inverse_norm(vectors)
+
+
+def _inverse_norm(vectors: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    has_direction = norm > _SHORTEST_DIRECTED_NORM
+    return torch.where(has_direction, norm, 1.0).reciprocal() * has_direction
+
+
+def _similarities(features: Tensor, prototypes: Tensor, similarity: str) -> Tensor:
+    """s(ν_i, x_j) for all prototypes i and local features j, (B, n, m)."""
+    if similarity == "cosine":
+        products = _products(features, unit_vectors(prototypes))
+        return products * _inverse_norm(features)
+    if similarity == "dot":
+        return _products(features, prototypes)
+    raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
+
+
+def _products(features: Tensor, prototypes: Tensor) -> Tensor:
+    prototypes = prototypes.to(features.dtype)
+    if features.stride(-1) == 1:
+        return features @ prototypes.T
+    # Feature maps come as (B, C, n) seen transposed: this way round nothing is copied.
+    return (prototypes @ features.transpose(1, 2)).transpose(1, 2)
+
+
+def assignments(
+    features: Tensor, prototypes: Tensor, temperature: float = 0.1, similarity: str = "cosine"
+) -> Tensor:
+    """Entropy-smoothed assignment of every local feature to the prototypes.
+
+        n π_ij = softmax_i( s(ν_i, x_j) / τ )
+
+    The smoothed optimum of definition A.5; as τ → 0 it becomes Claim 1, all mass on the best match.
+
+    Args:
+        features: local features, (B, n, C).
+        prototypes: (m, C).
+        temperature: τ > 0, in units of the similarity.
+        similarity: "cosine", or "dot" for the plain product.
+
+    Returns:
+        (B, m, n), non-negative; each column (B, :, n) sums to one. At least float32, whatever comes in.
+
+    Example:
+        >>> features = torch.tensor([[[2.0, 0.0], [0.0, 3.0]]])
+        >>> assignments(features, torch.eye(2), temperature=0.5)
+        tensor([[[0.8808, 0.1192],
+                 [0.1192, 0.8808]]])
+    """
+    similarities = _similarities(features, prototypes, similarity)
+    return torch.softmax(_at_least_float32(similarities) / temperature, dim=-1).transpose(1, 2)
+
+
+def hard_assignments(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
+    """Index of the prototype that matches each local feature best (Claim 1).
+
+    Args:
+        features: local features, (B, n, C).
+        prototypes: (m, C).
+        similarity: "cosine" or "dot".
+
+    Returns:
+        (B, n), integers in [0, m).
+    """
+    return _similarities(features, prototypes, similarity).argmax(dim=-1)
+
+
+def histograms(
+    features: Tensor, prototypes: Tensor, temperature: float = 0.1, similarity: str = "cosine"
+) -> Tensor:
+    """Histogram of every image over the prototypes, z_i = Σ_j π_ij.
+
+    Args:
+        features: local features, (B, n, C).
+        prototypes: (m, C).
+        temperature: τ > 0.
+        similarity: "cosine" or "dot".
+
+    Returns:
+        (B, m), on the simplex: z ≥ 0 and Σ_i z_i = 1. Permuting the local features changes nothing.
+    """
+    return assignments(features, prototypes, temperature, similarity).mean(dim=-1)
+
+
+def average_and_histograms(
+    features: Tensor, average: Tensor, prototypes: Tensor, temperature: float, similarity: str
+) -> tuple[Tensor, Tensor]:
+    """The global average and the histograms of the same features, as one node of the graph.
+
+    The two share one backward pass over the features, and the average carries the prototypes with a gradient
+    of zero: whatever a step does with the histograms, the prototypes take part in it, which is what
+    DistributedDataParallel expects of every parameter.
+
+    Args:
+        features: local features, (B, n, C); a transposed view of a feature map is not copied.
+        average: their average over n, (B, C), as the pooling in use computes it. It is handed on unchanged.
+        prototypes: (m, C).
+        temperature: τ > 0.
+        similarity: "cosine" or "dot".
+
+    Returns:
+        ``average``, unchanged, and :func:`histograms` of the features, (B, m).
+    """
+    outputs: tuple[Tensor, Tensor] = _AverageAndHistograms.apply(
+        features, average.detach(), prototypes, temperature, similarity
+    )
+    return outputs
+
+
+class _AverageAndHistograms(torch.autograd.Function):
+    """With r_j = 1/‖x_j‖ and unit prototypes ν̂_i, the cosines are c_ij = r_j ν̂_i·x_j and
+
+    ∂L/∂x_j = r_j Σ_i g_ij ν̂_i − r_j² (Σ_i g_ij c_ij) x_j + (1/n) ∂L/∂average,    g = ∂L/∂c.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        average: Tensor,
+        prototypes: Tensor,
+        temperature: float,
+        similarity: str,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.temperature = temperature
+        ctx.backpropagated = False
+        with torch.autocast(features.device.type, enabled=False):
+            if similarity == "cosine":
+                inverse_norm = _inverse_norm(features)
+                similarities = _products(features, unit_vectors(prototypes)) * inverse_norm
+            else:
+                inverse_norm = None
+                similarities = _similarities(features, prototypes, similarity)
+            assigned = torch.softmax(_at_least_float32(similarities) / temperature, dim=-1)
+        ctx.save_for_backward(features, prototypes, similarities, assigned, inverse_norm)
+        return average.view_as(average), assigned.mean(dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(
+        ctx: Any, average_gradient: Tensor | None, histogram_gradient: Tensor | None
+    ) -> tuple[Tensor | None, None, Tensor, None, None]:
+        ctx.backpropagated = True
+        features, prototypes, similarities, assigned, inverse_norm = ctx.saved_tensors
+        num_positions = features.shape[1]
+        spread = None
+        if average_gradient is not None:
+            spread = (average_gradient / num_positions).unsqueeze(1).expand_as(features)
+        if histogram_gradient is None:
+            return spread, None, torch.zeros_like(prototypes), None, None
+
+        assigned_gradient = (histogram_gradient / num_positions).unsqueeze(1)
+        expected = torch.matmul(assigned, assigned_gradient.transpose(1, 2))
+        gradient = (assigned * (assigned_gradient - expected) / ctx.temperature).to(features.dtype)
+
+        directions = prototypes.to(features.dtype)
+        radial = None
+        if inverse_norm is not None:
+            radial = (gradient * similarities).sum(-1, keepdim=True) * inverse_norm.square()
+            gradient = gradient * inverse_norm
+            directions = unit_vectors(directions)
+
+        features_gradient = None
+        if ctx.needs_input_grad[0]:
+            features_gradient = _features_gradient(features, gradient, directions, radial, spread)
+        directions_gradient = _summed_outer_products(gradient, features).to(prototypes.dtype)
+        if inverse_norm is None:
+            return features_gradient, None, directions_gradient, None, None
+        unit_prototypes = unit_vectors(prototypes)
+        tangential = (
+            directions_gradient
+            - (directions_gradient * unit_prototypes).sum(-1, keepdim=True) * unit_prototypes
+        )
+        return features_gradient, None, tangential * _inverse_norm(prototypes), None, None
+
+
+def _features_gradient(
+    features: Tensor, gradient: Tensor, directions: Tensor, radial: Tensor | None, spread: Tensor | None
+) -> Tensor:
+    """Σ_i g_ij ν̂_i − radial_j x_j + spread_j in the memory layout of the features, (B, n, C)."""
+    if features.stride(-1) == 1:
+        left, right, operand = gradient, directions.expand(len(features), -1, -1), features
+        base = spread
+    else:
+        left = directions.T.expand(len(features), -1, -1)
+        right, operand = gradient.transpose(1, 2), features.transpose(1, 2)
+        base = None if spread is None else spread.transpose(1, 2)
+        radial = None if radial is None else radial.transpose(1, 2)
+    result = torch.bmm(left, right) if base is None else torch.baddbmm(base, left, right)
+    if radial is not None:
+        result.addcmul_(operand, radial, value=-1)
+    return result if operand is features else result.transpose(1, 2)
+
+
+def _summed_outer_products(gradient: Tensor, features: Tensor) -> Tensor:
+    """Σ_bj g_bj x_bjᵀ, (m, C), of (B, n, m) and (B, n, C)."""
+    if features.is_contiguous():
+        return gradient.reshape(-1, gradient.shape[-1]).T @ features.reshape(-1, features.shape[-1])
+    zeros = features.new_zeros(gradient.shape[-1], features.shape[-1])
+    return torch.addbmm(zeros, gradient.transpose(1, 2), features)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def ridge_fit(histograms: Tensor, embeddings: Tensor, ridge: float, prior: Tensor | None = None) -> Tensor:
+    """Prototypes in embedding space, fitted to a half-batch.
+
+        A = argmin_A ‖Y − Z A‖² + ε‖A − A_0‖²
+          = A_0 + (ZᵀZ + ε I_m)⁻¹ Zᵀ(Y − Z A_0)     primal, taken for N ≥ m
+          = A_0 + Zᵀ(ZZᵀ + ε I_N)⁻¹ (Y − Z A_0)     dual, taken for N < m
+
+    The system is solved in float64 by Cholesky, whatever dtype or autocast state it meets: histograms repeat
+    within a batch, and float32 fails on that for ε ≤ 1e-4. A ridge that float64 cannot resolve beside the
+    trace of the system (64 units in the last place) is raised to what it can.
+
+    Args:
+        histograms: Z, (..., N, m).
+        embeddings: Y, (..., N, D).
+        ridge: ε > 0.
+        prior: A_0, (..., m, D); zero if left out. The previous batch's fit makes this the recursion of
+            the paper.
+
+    Returns:
+        A, (..., m, D), in float64. The gradient flows to Z, Y and A_0.
+
+    Raises:
+        ValueError: if the ridge is not positive.
+    """
+    if not ridge > 0:
+        raise ValueError(f"ridge must be greater than 0, got {ridge}")
+    histograms, embeddings = histograms.double(), embeddings.double()
+    with torch.autocast(histograms.device.type, enabled=False):
+        if prior is None:
+            fitted: Tensor = _RidgeFit.apply(histograms, embeddings, ridge)
+            return fitted
+        prior = prior.double()
+        return prior + _RidgeFit.apply(histograms, embeddings - histograms @ prior, ridge)
+
+
+class _RidgeFit(torch.autograd.Function):
+    """A = G⁻¹ZᵀR with G = ZᵀZ + εI, or A = Zᵀ K⁻¹R with K = ZZᵀ + εI, and the closed form of its gradient.
+
+    Primal, B = G⁻¹ ∂A:              ∂R = Z B,   ∂Z = (R − Z A) Bᵀ − ∂R Aᵀ.
+    Dual, C = K⁻¹R, H = K⁻¹ Z ∂A:    ∂R = H,     ∂Z = C ∂Aᵀ − (H Cᵀ + C Hᵀ) Z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, histograms: Tensor, targets: Tensor, ridge: float) -> Tensor:
+        ctx.is_primal = histograms.shape[-2] >= histograms.shape[-1]
+        if ctx.is_primal:
+            factor = _cholesky_of_regularized(histograms.mT @ histograms, ridge)
+            fitted = torch.cholesky_solve(histograms.mT @ targets, factor)
+            ctx.save_for_backward(histograms, factor, targets, fitted)
+            return fitted
+        factor = _cholesky_of_regularized(histograms @ histograms.mT, ridge)
+        coefficients = torch.cholesky_solve(targets, factor)
+        ctx.save_for_backward(histograms, factor, coefficients)
+        return histograms.mT @ coefficients
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        if ctx.is_primal:
+            histograms, factor, targets, fitted = ctx.saved_tensors
+            solved = torch.cholesky_solve(gradient, factor)
+            targets_gradient = histograms @ solved
+            residual = targets - histograms @ fitted
+            histograms_gradient = residual @ solved.mT - targets_gradient @ fitted.mT
+        else:
+            histograms, factor, coefficients = ctx.saved_tensors
+            targets_gradient = torch.cholesky_solve(histograms @ gradient, factor)
+            outer = targets_gradient @ coefficients.mT
+            histograms_gradient = coefficients @ gradient.mT - (outer + outer.mT) @ histograms
+        return histograms_gradient, targets_gradient, None
+
+
+def _cholesky_of_regularized(gram: Tensor, ridge: float) -> Tensor:
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    resolution = 64 * torch.finfo(gram.dtype).eps * diagonal.sum(-1, keepdim=True)
+    diagonal.add_(resolution.clamp(min=ridge))
+    # cholesky_ex does not wait for the device to report success: the floor above ensures it.
+    return torch.linalg.cholesky_ex(gram).L
+
+
+def recursive_ridge_fit(
+    histograms: Tensor, embeddings: Tensor, fitted_prototypes: Tensor, precision: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of recursive least squares over batches.
+
+        P_t = P_{t−1} + Z_tᵀ Z_t,     A_t = A_{t−1} + P_t⁻¹ Z_tᵀ (Y_t − Z_t A_{t−1})
+
+    Started at A_0 = 0 (or a prior) and P_0 = ε I, A_t equals one ridge fit on the union of t batches.
+
+    Args:
+        histograms: Z_t, (N, m).
+        embeddings: Y_t, (N, D).
+        fitted_prototypes: A_{t−1}, (m, D).
+        precision: P_{t−1}, (m, m), the inverse covariance that is carried along.
+
+    Returns:
+        A_t (m, D) and P_t (m, m), in float64.
+    """
+    histograms, embeddings = histograms.double(), embeddings.double()
+    precision = precision.double() + histograms.mT @ histograms
+    innovation = histograms.mT @ (embeddings - histograms @ fitted_prototypes.double())
+    factor = torch.linalg.cholesky(precision)
+    return fitted_prototypes + torch.cholesky_solve(innovation, factor), precision
+
+
+def express(histograms: Tensor, fitted_prototypes: Tensor) -> Tensor:
+    """Samples as combinations of fitted prototypes, Ŷ = Z A.
+
+    Args:
+        histograms: Z, (..., N, m).
+        fitted_prototypes: A, (..., m, D), of another half as :func:`ridge_fit` gives it.
+
+    Returns:
+        Ŷ, (..., N, D), in the dtype of the fitted prototypes.
+    """
+    with torch.autocast(histograms.device.type, enabled=False):
+        return histograms.to(fitted_prototypes.dtype) @ fitted_prototypes
+
+
+def cross_batch_expression(
+    histograms: Tensor, embeddings: Tensor, ridge: float, first_half: Tensor | None = None
+) -> Tensor:
+    """Every sample expressed with the prototypes of the half that it does not belong to.
+
+        Ŷ_1 = Z_1 A_2,   Ŷ_2 = Z_2 A_1
+
+    Args:
+        histograms: Z, (N, m).
+        embeddings: Y, (N, D), as the distance of the metric loss sees them.
+        ridge: ε > 0.
+        first_half: (N,) bool, True for the samples of the first half, False for those of the second. Left
+            out, the halves are the first N/2 and the last N/2 rows, N even.
+
+    Returns:
+        Ŷ, (N, D), row for row as Y, in its dtype. Nothing waits for the device.
+    """
+    dtype = embeddings.dtype
+    histograms, embeddings = histograms.double(), embeddings.double()
+    if first_half is None:
+        halves = histograms.unflatten(0, (2, -1))
+        fitted = ridge_fit(halves, embeddings.unflatten(0, (2, -1)), ridge)
+        return express(halves, fitted.flip(0)).flatten(0, 1).to(dtype)
+    # A row of zeros adds nothing to a ridge fit, so masking needs no data-dependent shape.
+    membership = torch.stack([first_half, ~first_half]).unsqueeze(-1)
+    halves = histograms * membership
+    fitted = ridge_fit(halves, embeddings.expand(2, -1, -1), ridge)
+    return express(halves, fitted.flip(0)).sum(0).to(dtype)
+
+
+def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
+    """Splits a batch into two halves that share no class.
+
+    If the first halves of all blocks together share no class with the second halves of all blocks, those are
+    the halves. Otherwise the classes, the largest first and equal ones in the order of their labels, go to
+    the first half up to where the two sides balance best; that depends on the labels alone, never on their
+    order in the batch.
+
+    Args:
+        labels: (N,), of any dtype that sorts.
+        num_blocks: of how many equally long blocks the batch consists, one from each process.
+
+    Returns:
+        (N,) bool, True for the first half. All True if there is one class only. Nothing waits for the
+        device.
+
+    Example:
+        >>> class_disjoint_halves(torch.tensor([5, 5, 3, 3]))
+        tensor([ True,  True, False, False])
+        >>> class_disjoint_halves(torch.tensor([5, 3, 5, 3, 5]))
+        tensor([ True, False,  True, False,  True])
+    """
+    num_samples = len(labels)
+    position = torch.arange(num_samples, device=labels.device)
+    sorted_labels, order = labels.sort(stable=True)
+    is_new_class = torch.zeros_like(position)
+    is_new_class[1:] = sorted_labels[1:] != sorted_labels[:-1]
+    class_index = torch.empty_like(position).scatter_(0, order, is_new_class.cumsum(0))
+
+    block_size = num_samples // num_blocks
+    in_first = position % block_size < block_size // 2
+    zeros = torch.zeros_like(position)
+    first_sizes = zeros.scatter_add(0, class_index, in_first.long())
+    class_sizes = zeros.scatter_add(0, class_index, torch.ones_like(position))
+    is_shared = (first_sizes > 0) & (first_sizes < class_sizes)
+
+    sizes_descending, by_size = class_sizes.sort(descending=True, stable=True)
+    dealt = sizes_descending.cumsum(0)
+    # Scaled so that the first of equally good cuts wins on every device; a cut behind the last class is none.
+    imbalance = (2 * dealt - num_samples).abs() * num_samples + position
+    cut = torch.where(dealt < num_samples, imbalance, num_samples**2 + position).argmin()
+    class_is_first = torch.zeros_like(in_first).scatter_(0, by_size, position <= cut)
+
+    keeps_blocks = ~is_shared.any() & (num_samples == num_blocks * block_size) & (block_size % 2 == 0)
+    return torch.where(keeps_blocks, in_first, class_is_first[class_index])
+
+
+def greedy_k_center(points: Tensor, num_centers: int) -> tuple[Tensor, Tensor]:
+    """Chooses centers among points so that every point lies close to one.
+
+    The greedy rule, each time the point that lies farthest from all centers so far, starting at the one that
+    lies farthest from the mean: its radius is at most twice the smallest possible (T. F. Gonzalez,
+    "Clustering to minimize the maximum intercluster distance", 1985).
+
+    Args:
+        points: (n, C).
+        num_centers: k, between 1 and n. Among fewer than k distinct points some center repeats.
+
+    Returns:
+        Indices of the centers (k,), and the radius δ they reach: the largest Euclidean distance of a point
+        to its nearest center, a scalar.
+
+    Raises:
+        ValueError: if there are fewer points than centers.
+    """
+    if not 1 <= num_centers <= len(points):
+        raise ValueError(
+            f"num_centers must lie between 1 and the number of points, {len(points)}, got {num_centers}"
+        )
+    centers = points.new_empty(num_centers, dtype=torch.long)
+    farthest = torch.linalg.vector_norm(points - points.mean(0), dim=-1).argmax()
+    distance = points.new_full((len(points),), float("inf"))
+    for index in range(num_centers):
+        centers[index] = farthest
+        to_center = torch.linalg.vector_norm(points - points[farthest], dim=-1)
+        distance = torch.minimum(distance, to_center)
+        farthest = distance.argmax()
+    return centers, distance.max()

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+
+
+class PrototypePooling(torch.nn.Module):
+    """Global average pooling that also tells each image's histogram over learnable prototypes.
+
+    The drop-in for a global average pool of section 1 of the method: with the default output it gives exactly
+    what ``AdaptiveAvgPool2d(1)`` and a flatten give, bit for bit, and in training it computes beside it
+
+        π_ij = (1/n) softmax_i( s(ν_i, x_j) / τ ),     z_i = Σ_j π_ij
+
+    for the local features x_j and the prototypes ν_i (definition A.5 and Claim 1 of arXiv:2307.07620,
+    smoothed by entropy). :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` reads them from ``histograms``.
+
+    Args:
+        num_features: C, the channels of the local features.
+        num_prototypes: m ≥ 1.
+        temperature: τ > 0, in units of the similarity. Towards 0 each feature counts for its best match only.
+        similarity: "cosine", or "dot" for the plain product.
+        output: "average" for the global average, "prototypes" for the convex combination Σ_i z_i ν_i.
+        eval_histograms: compute the histograms in evaluation mode too: for frozen trunks, which
+            pytorch-metric-learning's ``freeze_these`` puts into evaluation mode, and for looking.
+
+    Attributes:
+        prototypes: parameter (m, C). Drawn from a generator of its own, so that building one does not shift
+            the random numbers of what is built after it; :meth:`init_prototypes` gives it a better start.
+        histograms: (B, m) of the last forward, with its graph, at least float32. None before the first
+            forward and after one in evaluation mode.
+
+    Raises:
+        ValueError, TypeError: on an argument out of range.
+
+    Example:
+        >>> pooling = PrototypePooling(num_features=32, num_prototypes=8)
+        >>> feature_maps = torch.randn(4, 32, 7, 7)
+        >>> pooling(feature_maps).shape, pooling.histograms.shape
+        (torch.Size([4, 32]), torch.Size([4, 8]))
+        >>> pooling.histograms.sum(dim=1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000], grad_fn=<SumBackward1>)
+    """
+
+    prototypes: torch.nn.Parameter
+    histograms: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_prototypes: int = 64,
+        temperature: float = 0.1,
+        similarity: str = "cosine",
+        output: str = "average",
+        eval_histograms: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_positive_integer("num_features", num_features)
+        _check_positive_integer("num_prototypes", num_prototypes)
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        _check_choice("similarity", similarity, functional.SIMILARITIES)
+        _check_choice("output", output, ("average", "prototypes"))
+        self.num_features = num_features
+        self.num_prototypes = num_prototypes
+        self.temperature = temperature
+        self.similarity = similarity
+        self.output = output
+        self.eval_histograms = eval_histograms
+        self.prototypes = torch.nn.Parameter(
+            torch.randn(num_prototypes, num_features, generator=torch.Generator().manual_seed(0)).to(
+                device=torch.get_default_device(), dtype=torch.get_default_dtype()
+            )
+        )
+        self.histograms = None
+        self._unclaimed_forward: weakref.ref[Any] | None = None
+        self._ran_twice = False
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pools local features.
+
+        Args:
+            features: feature maps (B, C, H, W) or tokens (B, N, C).
+
+        Returns:
+            (B, C): the average, or Σ_i z_i ν_i with ``output="prototypes"``.
+
+        Raises:
+            ValueError: on another rank or number of channels, and in a replica of ``DataParallel``, whose
+                histograms never reach the module that the loss reads.
+        """
+        self._check_features(features)
+        average = features.mean(1) if features.ndim == 3 else _global_average(features)
+        wants_histograms = self.training or self.eval_histograms
+        if not wants_histograms and self.output == "average":
+            self.histograms = None
+            return average
+        if getattr(self, "_is_replica", False):
+            raise ValueError(
+                "PrototypePooling cannot run under torch.nn.DataParallel on several devices: the histograms "
+                "of the replicas are lost. Use torch.nn.parallel.DistributedDataParallel, or one device."
+            )
+        output, histograms = functional.average_and_histograms(
+            _as_local_features(features), average, self.prototypes, self.temperature, self.similarity
+        )
+        if self.output == "prototypes":
+            output = histograms.to(features.dtype) @ self.prototypes.to(features.dtype)
+        self.histograms = histograms if wants_histograms else None
+        if not torch.compiler.is_compiling():
+            self._note_forward(histograms)
+        return output
+
+    def claim_histograms(self) -> Tensor:
+        """Hands the histograms of the last forward to a loss, once it is sure that they are the right ones.
+
+        Returns:
+            (B, m).
+
+        Raises:
+            ValueError: if there are none (no forward yet, or the last one was in evaluation mode); if the
+                trunk ran more than once since the last loss, so that the histograms of the earlier runs are
+                gone; or if the prototypes would get no gradient.
+        """
+        ran_twice, self._ran_twice, self._unclaimed_forward = self._ran_twice, False, None
+        if self.histograms is None:
+            raise ValueError(
+                "pooling holds no histograms: no forward has run yet, or the last one ran in evaluation mode. "
+                "Run the trunk in training mode before the loss, or build it with eval_histograms=True."
+            )
+        if ran_twice:
+            raise ValueError(
+                "the trunk ran more than once before the loss, as in TwoStreamMetricLoss, and holds the "
+                "histograms of the last run only. Run it once on the concatenated batch."
+            )
+        if torch.is_grad_enabled() and self.prototypes.requires_grad and not self.histograms.requires_grad:
+            raise ValueError(
+                "the histograms carry no gradient although the prototypes require one: the trunk ran under "
+                "torch.no_grad() or under reentrant activation checkpointing. Use "
+                "checkpoint(..., use_reentrant=False), or freeze the prototypes with requires_grad_(False)."
+            )
+        return self.histograms
+
+    @torch.no_grad()
+    def init_prototypes(self, features: Tensor) -> float:
+        """Sets the prototypes to local features that cover all of them, by greedy k-center.
+
+        They are chosen among the features divided by their norms and stored as the raw features at those
+        places, so that Σ_i z_i ν_i has the scale of the average.
+
+        Args:
+            features: feature maps (B, C, H, W), tokens (B, N, C) or single local features (n, C) of a few
+                hundred training images. Features of norm zero are left out.
+
+        Returns:
+            The cover radius δ in [0, 2] among unit vectors: each unit feature lies within δ of a prototype's
+            direction, which bounds the gap of Lemma 1.
+
+        Raises:
+            ValueError: if features are not finite, or hold fewer distinct directions than prototypes.
+        """
+        if features.ndim != 2:
+            self._check_features(features)
+            features = _as_local_features(features).flatten(0, 1)
+        elif features.shape[1] != self.num_features:
+            raise ValueError(self._wrong_shape(features))
+        features = features.detach().to(self.prototypes)
+        if not features.isfinite().all():
+            raise ValueError("features must be finite to initialise prototypes, got NaN or infinity")
+        directions = functional.unit_vectors(features)
+        has_direction = directions.any(dim=1)
+        features, directions = features[has_direction], directions[has_direction]
+        if len(features) < self.num_prototypes:
+            raise ValueError(
+                f"init_prototypes needs at least num_prototypes = {self.num_prototypes} local features other "
+                f"than zero, got {len(features)}: pass more images, or build with fewer prototypes"
+            )
+        centers, radius = functional.greedy_k_center(directions, self.num_prototypes)
+        num_distinct = len(directions[centers].unique(dim=0))
+        if num_distinct < self.num_prototypes:
+            raise ValueError(
+                f"init_prototypes found {num_distinct} distinct directions among {len(features)} local "
+                f"features, fewer than num_prototypes = {self.num_prototypes}: pass more varied images, or "
+                "build with fewer prototypes"
+            )
+        self.prototypes.copy_(features[centers])
+        return radius.item()
+
+    def assignments(self, features: Tensor) -> Tensor:
+        """Where in the images each prototype is found, for pictures.
+
+        Args:
+            features: feature maps (B, C, H, W), or tokens (B, N, C).
+
+        Returns:
+            (B, m, H, W) for maps and (B, m, N) for tokens: the share of each prototype in each local
+            feature, summing to one over the prototypes.
+        """
+        self._check_features(features)
+        assigned = functional.assignments(
+            _as_local_features(features), self.prototypes, self.temperature, self.similarity
+        )
+        return assigned if features.ndim == 3 else assigned.unflatten(2, features.shape[2:])
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_features={self.num_features}, num_prototypes={self.num_prototypes}, "
+            f"temperature={self.temperature}, similarity={self.similarity!r}, output={self.output!r}, "
+            f"eval_histograms={self.eval_histograms}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last histograms belong to a graph, which neither copy nor pickle takes.
+        return self.__dict__ | {"histograms": None, "_unclaimed_forward": None, "_ran_twice": False}
+
+    def _note_forward(self, histograms: Tensor) -> None:
+        """Notices a run of the trunk whose histograms this one replaces although a loss still needs them.
+
+        That is so while the graph of the earlier run is alive, has not been backpropagated, and no loss has
+        claimed its histograms. Runs that were dropped do not count, nor does recomputation in a backward.
+        """
+        earlier = None if self._unclaimed_forward is None else self._unclaimed_forward()
+        self._ran_twice = earlier is not None and not earlier.backpropagated
+        del earlier
+        node = histograms.grad_fn
+        self._unclaimed_forward = None if node is None else weakref.ref(node)
+
+    def _check_features(self, features: Tensor) -> None:
+        channel_dim = {3: 2, 4: 1}.get(features.ndim)
+        if channel_dim is None or features.shape[channel_dim] != self.num_features:
+            raise ValueError(self._wrong_shape(features))
+
+    def _wrong_shape(self, features: Tensor) -> str:
+        return (
+            f"features must be feature maps (B, {self.num_features}, H, W) or tokens "
+            f"(B, N, {self.num_features}), got a tensor of shape {tuple(features.shape)}"
+        )
+
+
+def _global_average(feature_maps: Tensor) -> Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(feature_maps, 1).flatten(1)
+
+
+def _as_local_features(features: Tensor) -> Tensor:
+    return features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
+
+
+def _check_positive_integer(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
