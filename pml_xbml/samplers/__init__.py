@@ -1,0 +1,3 @@
+from .disjoint_class_pair_sampler import DisjointClassPairSampler
+
+__all__ = ["DisjointClassPairSampler"]
