@@ -186,7 +186,7 @@ class _AverageAndHistograms(torch.autograd.Function):
         return average.view_as(average), assigned.mean(dim=1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, average_gradient: Tensor | None, histogram_gradient: Tensor | None
     ) -> tuple[Tensor | None, None, Tensor, None, None]:
@@ -310,7 +310,7 @@ class _RidgeFit(torch.autograd.Function):
         return histograms.mT @ coefficients
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         if ctx.is_primal:
             histograms, factor, targets, fitted = ctx.saved_tensors

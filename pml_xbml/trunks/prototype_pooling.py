@@ -129,8 +129,8 @@ class PrototypePooling(torch.nn.Module):
         ran_twice, self._ran_twice, self._unclaimed_forward = self._ran_twice, False, None
         if self.histograms is None:
             raise ValueError(
-                "pooling holds no histograms: no forward has run yet, or the last one ran in evaluation mode. "
-                "Run the trunk in training mode before the loss, or build it with eval_histograms=True."
+                "pooling holds no histograms: no forward has run yet, or the last one ran in evaluation "
+                "mode. Run the trunk in training mode before the loss, or build it with eval_histograms=True."
             )
         if ran_twice:
             raise ValueError(

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import Tensor
+
+from .. import functional
+from .base_losses import Term, base_loss_terms, check_base_loss, takes_references
+from .inputs import check_may_be_non_finite, checked_labels, matching_histograms
+from .pooling_reference import PoolingReference
+
+
+class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
+    """Cross-batch metric learning (XML) around any loss of pytorch-metric-learning.
+
+    The batch is split into two halves with no class in common. Prototypes in embedding space are fitted to
+    each half by ridge regression of its embeddings on its histograms, the samples of each half are expressed
+    with the prototypes of the other, and the same metric loss ℓ is applied to what comes out:
+
+        A_k = argmin_A ‖Y_k − Z_k A‖² + ε‖A‖²,     Ŷ_1 = Z_1 A_2,     Ŷ_2 = Z_2 A_1
+        L = (1 − λ) ℓ(Y, labels) + λ ℓ(Ŷ, labels)
+
+    The halves are the batch's first and second half where those share no class, as
+    :class:`~pml_xbml.samplers.DisjointClassPairSampler` makes them; otherwise see
+    :func:`pml_xbml.functional.class_disjoint_halves`. With fewer than two classes the cross-batch term is a
+    zero that keeps the graph. Y enters the fit as ℓ's distance sees it: L2-normalised where that normalises.
+
+    Source: Y. Z. Gurbuz and A. A. Alatan, "Generalizable Embeddings with Cross-batch Metric Learning", ICIP
+    2023, arXiv:2307.07620.
+
+    Args:
+        loss: ℓ, any loss of pytorch-metric-learning that takes class labels, ``CrossBatchMemory`` and
+            ``MultipleLosses`` included. ``ContrastiveLoss()`` if left out.
+        pooling: whose ``histograms`` to use, a :class:`~pml_xbml.trunks.PrototypePoolingTrunk` or
+            :class:`~pml_xbml.trunks.PrototypePooling`, in ``DistributedDataParallel`` or not. It is a
+            reference, not a submodule. Left out, and without ``histograms`` in the call, each embedding
+            stands for itself (Z = Y), and a warning says so once.
+        cross_batch_weight: λ in [0, 1]. At 0, value, dtype and gradient are those of ℓ to the bit.
+        ridge: ε > 0, in units of ZᵀZ.
+        normalize_histograms: L2-normalise the rows of Z before the fit. On the simplex their entries are
+            about 1/m, and a ridge would swamp them.
+        **kwargs: ``embedding_regularizer``, ``embedding_reg_weight`` and ``collect_stats``, as every loss of
+            pytorch-metric-learning takes them.
+
+    Raises:
+        ValueError, TypeError: on an argument out of range, and on a ``distance`` or ``reducer``, which belong
+            to ``loss``.
+
+    Example:
+        >>> from pml_xbml.trunks import PrototypePooling
+        >>> pooling = PrototypePooling(num_features=32, num_prototypes=8)
+        >>> loss = CrossBatchPrototypeLoss(pml_losses.MultiSimilarityLoss(), pooling=pooling)
+        >>> embeddings = pooling(torch.randn(16, 32, 7, 7))
+        >>> labels = torch.arange(16) // 4
+        >>> loss(embeddings, labels).backward()
+    """
+
+    def __init__(
+        self,
+        loss: torch.nn.Module | None = None,
+        pooling: Any = None,
+        cross_batch_weight: float = 0.1,
+        ridge: float = 0.05,
+        normalize_histograms: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("distance", "reducer"):
+            if name in kwargs:
+                raise ValueError(
+                    f"a {name} belongs to loss: pass CrossBatchPrototypeLoss(loss=SomeLoss({name}=...)), "
+                    f"got {name}={kwargs[name]!r} on CrossBatchPrototypeLoss itself"
+                )
+        super().__init__(**kwargs)
+        if not 0 <= cross_batch_weight <= 1:
+            raise ValueError(f"cross_batch_weight must lie in [0, 1], got {cross_batch_weight}")
+        if not 0 < ridge < math.inf:
+            raise ValueError(f"ridge must be positive and finite, got {ridge}")
+        loss = pml_losses.ContrastiveLoss() if loss is None else loss
+        check_base_loss(loss)
+        self.loss = loss
+        self.cross_batch_weight = cross_batch_weight
+        self.ridge = ridge
+        self.normalize_histograms = normalize_histograms
+        self._pooling = None if pooling is None else PoolingReference(pooling)
+        self._has_warned = False
+
+    @property
+    def pooling(self) -> Any:
+        """The pooling or trunk whose histograms are used, or None."""
+        return None if self._pooling is None else self._pooling.target
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        histograms: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            embeddings: Y, (batch_size, embedding_size).
+            labels: (batch_size,).
+            indices_tuple: a miner's pairs or triplets. Rows of Ŷ line up with rows of Y, so both terms
+                use them.
+            ref_emb: embeddings to compare with, for both terms; not with ``CrossBatchMemory`` or
+                ``MultipleLosses``.
+            ref_labels: their labels.
+            histograms: Z, (batch_size, num_prototypes), of the same images in the same order, for a loop of
+                one's own; those of ``pooling`` if left out. Histograms of the right length that stem from
+                another forward cannot be told from the right ones.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            ValueError, TypeError: on missing labels, tensors whose shapes, devices or dtypes do not go
+                together, values that are not finite (in float16, and under float16 autocast, the loss comes
+                out non-finite instead, so that a ``GradScaler`` skips the step), and where
+                :meth:`~pml_xbml.trunks.PrototypePooling.claim_histograms` raises.
+        """
+        self.reset_stats()
+        labels = checked_labels(embeddings, labels)
+        if ref_emb is not None and not takes_references(self.loss):
+            raise ValueError(
+                f"ref_emb does not go with {type(self.loss).__name__} as loss, got one of shape "
+                f"{tuple(ref_emb.shape)}: leave it out"
+            )
+        loss_dict = self.compute_loss(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, histograms=histograms
+        )
+        self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        # Scalars already; PML's MultipleReducers would cast them to the dtype of the embeddings.
+        first, *others = (term["losses"] for term in loss_dict.values() if torch.is_tensor(term["losses"]))
+        return sum(others, start=first)
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+        histograms: Tensor | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        histograms = self._claimed(histograms)
+        num_blocks = 1
+        if histograms is not None:
+            histograms, num_blocks = matching_histograms(embeddings, histograms)
+        first_half = None
+        if self.cross_batch_weight > 0:
+            first_half = functional.class_disjoint_halves(labels, num_blocks)
+        inputs = {"embeddings": embeddings, "histograms": histograms, "ref_emb": ref_emb}
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        is_finite, has_two_classes, is_cut_in_the_middle = _facts(list(given.values()), first_half)
+        if not is_finite:
+            check_may_be_non_finite(given)
+            # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
+            return self._sub_losses(_sum(values.sum() * math.nan for values in given.values()), 0)
+
+        terms = list(base_loss_terms(self.loss, embeddings, labels, indices_tuple))
+        references = () if ref_emb is None else (ref_emb, ref_labels)
+        cross_batch_loss: Tensor | int = 0
+        if has_two_classes:
+            expressed = self._expressed(
+                terms, embeddings, histograms, None if is_cut_in_the_middle else first_half
+            )
+            # Before the term of Y, so that what ℓ records of itself is of the embeddings that are deployed.
+            cross_batch_loss = _sum(
+                term.weighted(
+                    term.loss_without_memory(
+                        expressed[term.normalizes_embeddings], labels, term.indices_tuple, *references
+                    )
+                )
+                for term in terms
+            )
+        elif self.cross_batch_weight > 0:
+            cross_batch_loss = (embeddings * 0).sum()
+        metric_loss = _sum(
+            term.weighted(term.loss(embeddings, labels, term.indices_tuple, *references)) for term in terms
+        )
+        return self._sub_losses(metric_loss, cross_batch_loss)
+
+    def _sub_losses(self, metric_loss: Tensor, cross_batch_loss: Tensor | int) -> dict[str, dict[str, Any]]:
+        weight = self.cross_batch_weight
+        values = (metric_loss, 0) if weight == 0 else (metric_loss * (1 - weight), cross_batch_loss * weight)
+        return {
+            name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+            for name, value in zip(self._sub_loss_names(), values, strict=True)
+        }
+
+    def _expressed(
+        self, terms: list[Term], embeddings: Tensor, histograms: Tensor | None, first_half: Tensor | None
+    ) -> dict[bool, Tensor]:
+        """Ŷ, by whether it is made of normalised embeddings: once for all terms whose distances agree."""
+        expressed = {}
+        for normalizes in {term.normalizes_embeddings for term in terms}:
+            targets = functional.unit_vectors(embeddings.double()) if normalizes else embeddings
+            sources = targets if histograms is None else histograms.double()
+            if self.normalize_histograms:
+                sources = functional.unit_vectors(sources)
+            expression = functional.cross_batch_expression(sources, targets, self.ridge, first_half)
+            expressed[normalizes] = expression.to(embeddings.dtype)
+        return expressed
+
+    def _claimed(self, histograms: Tensor | None) -> Tensor | None:
+        """The histograms of the call, or the pooling's, or None where each embedding stands for itself."""
+        if histograms is not None:
+            return histograms
+        if self._pooling is not None:
+            return self._pooling.claim_histograms()
+        if self.cross_batch_weight > 0 and not self._has_warned:
+            c_f.LOGGER.warning(
+                "CrossBatchPrototypeLoss has neither a pooling nor histograms, so each embedding stands for "
+                "itself. Pass pooling=PrototypePoolingTrunk(...) to use histograms over prototypes."
+            )
+            self._has_warned = True
+        return None
+
+    def set_reducer(self, reducer: Any) -> None:
+        # ℓ reduces; a reducer here would record a second, meaningless size of the losses.
+        self.reducer = None
+
+    def get_default_distance(self) -> None:
+        # Likewise: the distance is ℓ's.
+        return None
+
+    def _sub_loss_names(self) -> list[str]:
+        return ["metric_loss", "cross_batch_loss"]
+
+
+def _facts(inputs: list[Tensor], first_half: Tensor | None) -> tuple[bool, bool, bool]:
+    """Whether all inputs are finite, there are two classes, and they are cut in the middle of the batch.
+
+    What decides about the course of the step is read in one go: the only time that it waits for the device.
+    """
+    is_finite = torch.stack([values.isfinite().all() for values in inputs]).all()
+    if first_half is None:
+        return bool(is_finite), False, False
+    size = len(first_half)
+    is_leading = torch.arange(size, device=first_half.device) < size // 2
+    facts = torch.stack(
+        [is_finite, first_half.any() & ~first_half.all(), (first_half == is_leading).all()]
+    ).tolist()
+    return facts[0], facts[1], facts[2] and size % 2 == 0
+
+
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    first, *others = values
+    return sum(others, start=first)
