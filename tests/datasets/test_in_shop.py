@@ -1,0 +1,169 @@
+import logging
+
+import pytest
+import torch
+from PIL import Image
+from pytorch_metric_learning.datasets.base_dataset import BaseDataset
+from torchvision import transforms
+
+from pml_xbml.datasets import InShop
+
+# As in the file that is distributed: a count, the names of the columns, then padded columns.
+HEADER = "{}\nimage_name item_id evaluation_status\n"
+ROWS = [
+    ("img/WOMEN/Dresses/id_00000002/02_1_front.jpg", "id_00000002", "train"),
+    ("img/WOMEN/Dresses/id_00000002/02_2_side.jpg", "id_00000002", "train"),
+    ("img/WOMEN/Blouses_Shirts/id_00000001/02_1_front.jpg", "id_00000001", "query"),
+    ("img/MEN/Denim/id_00000080/01_1_front.jpg", "id_00000080", "train"),
+    ("img/WOMEN/Blouses_Shirts/id_00000001/02_2_side.jpg", "id_00000001", "gallery"),
+    ("img/MEN/Tees_Tanks/id_00000090/01_1_front.jpg", "id_00000090", "gallery"),
+    ("img/MEN/Tees_Tanks/id_00000090/01_7_additional.jpg", "id_00000090", "gallery"),
+    ("img/MEN/Tees_Tanks/id_00000090/02_1_front.jpg", "id_00000090", "query"),
+]
+LABELS = {"id_00000002": 0, "id_00000080": 1, "id_00000001": 2, "id_00000090": 3}
+
+
+def partition(rows=ROWS, count=None):
+    count = len(rows) if count is None else count
+    return HEADER.format(count) + "".join(
+        f"{name:<70} {item}  {status}      \n" for name, item, status in rows
+    )
+
+
+def build(partition_file, image_folder, text=None):
+    """The data set with its partition file and its folder of images at the given places."""
+    partition_file.parent.mkdir(parents=True, exist_ok=True)
+    partition_file.write_text(partition() if text is None else text)
+    for i, (name, _, _) in enumerate(ROWS):
+        path = image_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One without colours, which InShop has to turn into RGB.
+        Image.new("L" if i == 0 else "RGB", (8, 12), "gray").save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    build(tmp_path / "Eval" / "list_eval_partition.txt", tmp_path / "Img")
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_each_split_has_the_rows_of_its_status(root, split):
+    dataset = InShop(str(root), split=split)
+    expected = [(root / "Img" / name, LABELS[item]) for name, item, status in ROWS if status == split]
+    assert dataset.paths == [str(path) for path, _ in expected]
+    assert dataset.labels == [label for _, label in expected]
+    assert len(dataset) == len(expected)
+
+
+def test_is_a_dataset_in_the_manner_of_pml(root):
+    dataset = InShop(root)
+    assert isinstance(dataset, BaseDataset)
+    assert dataset.split == "train"
+    assert dataset.get_available_splits() == ["train", "query", "gallery"]
+    for i in range(len(dataset)):
+        image, label = dataset[i]
+        assert isinstance(image, Image.Image)
+        assert (image.mode, image.size) == ("RGB", (8, 12))
+        assert type(label) is int
+
+
+def test_labels_of_training_items_start_at_zero_and_others_are_shared_by_query_and_gallery(root):
+    train, query, gallery = (InShop(root, split=split) for split in ("train", "query", "gallery"))
+    assert set(train.labels) == {0, 1}
+    assert set(query.labels) == set(gallery.labels) == {2, 3}
+
+
+@pytest.mark.parametrize("home", [".", "In-shop Clothes Retrieval Benchmark"])
+@pytest.mark.parametrize("annotations", ["Eval", "Anno", "."])
+@pytest.mark.parametrize("images", ["Img", "."])
+def test_is_found_where_people_put_it(tmp_path, home, annotations, images):
+    home = tmp_path / home
+    build(home / annotations / "list_eval_partition.txt", home / images)
+    dataset = InShop(tmp_path, split="query")
+    assert dataset.labels == [2, 3]
+    assert dataset[0][0].size == (8, 12)
+
+
+def test_transforms_are_applied(root):
+    dataset = InShop(root, "gallery", transforms.ToTensor(), lambda label: label + 100)
+    images, labels = next(iter(torch.utils.data.DataLoader(dataset, batch_size=3)))
+    assert images.shape == (3, 3, 12, 8)
+    assert labels.tolist() == [102, 103, 103]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_download_raises_says_where_to_get_it_and_leaves_no_folder(tmp_path, root, exists):
+    folder = root if exists else tmp_path / "new" / "inshop"
+    with pytest.raises(ValueError, match="download is True") as error:
+        InShop(folder, download=True)
+    assert "mmlab.ie.cuhk.edu.hk/projects/DeepFashion" in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "list_eval_partition.txt" in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="not a folder") as error:
+        InShop(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in str(error.value)
+    assert "download=True" not in str(error.value)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_unknown_split_is_named(root):
+    with pytest.raises(
+        ValueError, match=r"split is 'test'; it must be one of \['train', 'query', 'gallery'\]"
+    ):
+        InShop(root, split="test")
+
+
+def test_a_missing_partition_file_is_named(root):
+    (root / "Eval" / "list_eval_partition.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"list_eval_partition\.txt is missing") as error:
+        InShop(root)
+    assert str(root / "Eval" / "list_eval_partition.txt") in str(error.value)
+
+
+def test_a_missing_image_folder_is_named(root):
+    (root / "Img").rename(root / "Pictures")
+    with pytest.raises(FileNotFoundError, match="img is missing") as error:
+        InShop(root)
+    assert str(root / "Img" / "img") in str(error.value)
+
+
+def test_missing_images_are_counted_and_the_first_is_named(root):
+    missing = root / "Img" / ROWS[1][0]
+    missing.unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of the 3 images .* for 'train' are missing") as error:
+        InShop(root)
+    assert str(missing) in str(error.value)
+    assert len(InShop(root, split="query")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "came"),
+    [
+        ("", 1, "the end of the file"),
+        ("image_name item_id evaluation_status\n", 1, "image_name item_id evaluation_status"),
+        ("8\n", 2, "the end of the file"),
+        ("8\nimg/a.jpg id_00000001 train\n", 2, "img/a.jpg id_00000001 train"),
+        (partition() + "img/a.jpg id_00000001\n", 11, "img/a.jpg id_00000001"),
+        (partition() + "img/a.jpg id_00000001 val\n", 11, "img/a.jpg id_00000001 val"),
+        (partition() + "img/a b.jpg id_00000001 train\n", 11, "img/a b.jpg id_00000001 train"),
+    ],
+)
+def test_a_malformed_line_is_named(root, text, number, came):
+    path = root / "Eval" / "list_eval_partition.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="it must be") as error:
+        InShop(root)
+    assert f"line {number} of {path} is {came!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(("count", "warns"), [(8, False), (52712, True)])
+def test_a_count_that_does_not_fit_is_a_warning(root, caplog, count, warns):
+    (root / "Eval" / "list_eval_partition.txt").write_text(partition(count=count) + "\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(InShop(root)) == 3
+    assert ("announces 52712 images and lists 8" in caplog.text) == warns
