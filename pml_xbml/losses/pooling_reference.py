@@ -28,7 +28,11 @@ class PoolingReference:
         self._holder = getattr(holder, "pooling", holder)
 
     def claim_histograms(self) -> Tensor:
-        """The histograms of the last forward; see ``PrototypePooling.claim_histograms`` for what is refused."""
+        """The histograms of the last forward.
+
+        Raises:
+            ValueError: if there are none, and where ``PrototypePooling.claim_histograms`` raises.
+        """
         if hasattr(self._holder, "claim_histograms"):
             claimed: Tensor = self._holder.claim_histograms()
             return claimed
