@@ -259,11 +259,9 @@ class DisjointClassPairSampler(Sampler[int]):
             raise ValueError("state_dict is of a sampler of another configuration: " + "; ".join(differences))
         epoch = self._checked_epoch(state_dict["epoch"])
         batch = _integer("batch in state_dict", state_dict["batch"], minimum=0)
-        if batch >= self.list_size // self.batch_size:
-            raise ValueError(
-                f"batch in state_dict must be below {self.list_size // self.batch_size}, the batches of an epoch; "
-                f"got {batch}"
-            )
+        batches_per_epoch = self.list_size // self.batch_size
+        if batch >= batches_per_epoch:
+            raise ValueError(f"batch in state_dict must be below {batches_per_epoch}; got {batch}")
         self._plan_seed = _integer("seed in state_dict", state_dict["seed"], minimum=0)
         self.epoch, self._first_batch, self._has_begun = epoch, batch, False
 
