@@ -97,7 +97,7 @@ class DisjointClassPairSampler(Sampler[int]):
             )
         self.list_size = length - length % self.batch_size
         self.num_replicas, self.rank = _replica(num_replicas, rank)
-        if self.list_size * self.num_replicas >= 2**62:
+        if length * self.num_replicas >= 2**62:
             raise ValueError(f"length_before_new_iter is beyond what 64-bit integers count; got {length}")
         self.seed = None if seed is None else _integer("seed", seed, minimum=0)
         if self.seed is not None and self.seed >= 2**64:
