@@ -24,7 +24,7 @@ EM_SIZE = 24
 # Drawn larger and averaged down, a glyph is centred to a quarter of a pixel, and hinting hardly shows.
 SUPERSAMPLING = 4
 
-# In units of `relative_differences`. In one font, Latin A and Cyrillic А are up to 0.020 apart, Latin T and
+# In units of `_relative_differences`. In one font, Latin A and Cyrillic А are up to 0.020 apart, Latin T and
 # Cyrillic Т 0.046. A few bold letters that differ by a small accent are as close (À and Á 0.047, Ò and Ó
 # 0.032) and go with them; close to 1,000 characters remain.
 SAME_LOOK = 0.05
@@ -106,7 +106,7 @@ class Glyphs(BaseDataset):
         return img, label
 
 
-def relative_differences(images: UInt8Array, others: UInt8Array) -> npt.NDArray[np.float32]:
+def _relative_differences(images: UInt8Array, others: UInt8Array) -> npt.NDArray[np.float32]:
     """The squared difference of two images as a share of the brighter one's energy, for all pairs.
 
         d(a, b) = ‖a - b‖² / max(‖a‖², ‖b‖²)
@@ -216,10 +216,10 @@ def _draw(character: str, font: ImageFont.FreeTypeFont) -> UInt8Array:
 def _without_repeats(images: UInt8Array) -> list[int]:
     """Which of one character's images have ink and look like none before them.
 
-    Faces of a family share outlines (most oblique faces those of arrows), and an image whose double is in
-    the same class would be found at rank 1 by any network.
+    Faces of a family share outlines, and an image whose double is in the same class would be found at
+    rank 1 by any network.
     """
-    same = relative_differences(images, images) < SAME_LOOK
+    same = _relative_differences(images, images) < SAME_LOOK
     kept: list[int] = []
     for i in np.flatnonzero(images.any(axis=(1, 2))):
         if not same[i, kept].any():
@@ -236,7 +236,7 @@ def _without_look_alikes(images: UInt8Array) -> list[int]:
     same = np.zeros((len(images), len(images)), bool)
     for in_font in images.swapaxes(0, 1):
         drawn = np.flatnonzero(in_font.any(axis=(1, 2)))
-        same[np.ix_(drawn, drawn)] |= relative_differences(in_font[drawn], in_font[drawn]) < SAME_LOOK
+        same[np.ix_(drawn, drawn)] |= _relative_differences(in_font[drawn], in_font[drawn]) < SAME_LOOK
     kept: list[int] = []
     for i in range(len(images)):
         if not same[i, kept].any():
