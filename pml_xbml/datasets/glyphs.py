@@ -106,23 +106,21 @@ class Glyphs(BaseDataset):
         return img, label
 
 
-def _relative_differences(images: UInt8Array, others: UInt8Array) -> npt.NDArray[np.float32]:
+def _relative_differences(images: UInt8Array) -> npt.NDArray[np.float32]:
     """The squared difference of two images as a share of the brighter one's energy, for all pairs.
 
         d(a, b) = ‖a - b‖² / max(‖a‖², ‖b‖²)
 
     Args:
         images: (n, IMAGE_SIZE, IMAGE_SIZE).
-        others: (k, IMAGE_SIZE, IMAGE_SIZE).
 
     Returns:
-        (n, k), from 0 (identical) to about 1 (nothing in common); 0 for two blank images.
+        (n, n), from 0 (identical) to about 1 (nothing in common); 0 for two blank images.
     """
-    a = images.reshape(len(images), IMAGE_SIZE**2).astype(np.float32)
-    b = others.reshape(len(others), IMAGE_SIZE**2).astype(np.float32)
-    energies_a, energies_b = (a**2).sum(1)[:, None], (b**2).sum(1)[None]
-    squared_differences = (energies_a + energies_b - 2 * a @ b.T).clip(min=0)
-    return squared_differences / np.maximum(energies_a, energies_b).clip(min=1)
+    pixels = images.reshape(len(images), IMAGE_SIZE**2).astype(np.float32)
+    energies = (pixels**2).sum(1)
+    squared_differences = (energies[:, None] + energies - 2 * pixels @ pixels.T).clip(min=0)
+    return squared_differences / np.maximum.outer(energies, energies).clip(min=1)
 
 
 class _DrawnClasses(NamedTuple):
@@ -140,7 +138,7 @@ def _fonts_folder() -> str:
     if num_fonts < MIN_IMAGES_PER_CLASS:
         raise FileNotFoundError(
             f"{folder} has {num_fonts} DejaVu and STIX fonts; Glyphs needs {MIN_IMAGES_PER_CLASS} at least, "
-            "and matplotlib's own distribution has 32: pip install --force-reinstall matplotlib"
+            "and matplotlib's own distribution has 31: pip install --force-reinstall matplotlib"
         )
     return str(folder)
 
@@ -219,7 +217,7 @@ def _without_repeats(images: UInt8Array) -> list[int]:
     Faces of a family share outlines, and an image whose double is in the same class would be found at
     rank 1 by any network.
     """
-    same = _relative_differences(images, images) < SAME_LOOK
+    same = _relative_differences(images) < SAME_LOOK
     kept: list[int] = []
     for i in np.flatnonzero(images.any(axis=(1, 2))):
         if not same[i, kept].any():
@@ -236,7 +234,7 @@ def _without_look_alikes(images: UInt8Array) -> list[int]:
     same = np.zeros((len(images), len(images)), bool)
     for in_font in images.swapaxes(0, 1):
         drawn = np.flatnonzero(in_font.any(axis=(1, 2)))
-        same[np.ix_(drawn, drawn)] |= _relative_differences(in_font[drawn], in_font[drawn]) < SAME_LOOK
+        same[np.ix_(drawn, drawn)] |= _relative_differences(in_font[drawn]) < SAME_LOOK
     kept: list[int] = []
     for i in range(len(images)):
         if not same[i, kept].any():
