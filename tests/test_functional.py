@@ -1,0 +1,386 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+
+from pml_xbml import functional
+
+
+def double(*shape, requires_grad=False):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=requires_grad)
+
+
+def simplex(*shape):
+    return torch.softmax(double(*shape), dim=-1)
+
+
+def histograms_by_loop(features, prototypes, temperature, similarity):
+    """Equation by equation in numpy: the reference for every faster way."""
+    features, prototypes = features.numpy(), prototypes.numpy()
+    result = np.zeros((len(features), len(prototypes)))
+    for image, local_features in enumerate(features):
+        for x in local_features:
+            scores = []
+            for v in prototypes:
+                score = v @ x
+                if similarity == "cosine":
+                    score /= np.linalg.norm(v) * np.linalg.norm(x)
+                scores.append(score / temperature)
+            weights = np.exp(np.array(scores) - max(scores))
+            result[image] += weights / weights.sum() / len(local_features)
+    return torch.from_numpy(result)
+
+
+def ridge_by_sklearn(histograms, embeddings, ridge, prior=0.0):
+    residual = embeddings - histograms @ prior if torch.is_tensor(prior) else embeddings
+    model = Ridge(alpha=ridge, fit_intercept=False, solver="svd").fit(histograms.numpy(), residual.numpy())
+    return torch.from_numpy(np.atleast_2d(model.coef_).T) + prior
+
+
+class TestHistograms:
+    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+    @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+    def test_equal_a_loop_over_images_features_and_prototypes(self, similarity, temperature):
+        features, prototypes = double(3, 7, 5), double(4, 5)
+        expected = histograms_by_loop(features, prototypes, temperature, similarity)
+        got = functional.histograms(features, prototypes, temperature, similarity)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+    @given(
+        batch=st.integers(1, 4),
+        positions=st.integers(1, 9),
+        channels=st.integers(1, 6),
+        num_prototypes=st.integers(1, 8),
+        temperature=st.floats(0.01, 10),
+        similarity=st.sampled_from(functional.SIMILARITIES),
+        dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+        seed=st.integers(0, 1000),
+    )
+    def test_lie_on_the_simplex_whatever_the_order_of_positions(
+        self, batch, positions, channels, num_prototypes, temperature, similarity, dtype, seed
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(batch, positions, channels, generator=generator).to(dtype)
+        prototypes = torch.randn(num_prototypes, channels, generator=generator).to(dtype)
+        z = functional.histograms(features, prototypes, temperature, similarity)
+        assert (z >= 0).all()
+        torch.testing.assert_close(z.sum(1), torch.ones_like(z.sum(1)))
+        shuffled = features[:, torch.randperm(positions, generator=generator)]
+        torch.testing.assert_close(functional.histograms(shuffled, prototypes, temperature, similarity), z)
+
+    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+    def test_tend_to_the_argmax_histogram_as_the_temperature_falls(self, similarity):
+        features, prototypes = double(4, 30, 6), double(5, 6)
+        best = functional.hard_assignments(features, prototypes, similarity)
+        claim_1 = torch.nn.functional.one_hot(best, 5).double().mean(1)
+        distances = [
+            (functional.histograms(features, prototypes, temperature, similarity) - claim_1).abs().max()
+            for temperature in (1.0, 0.1, 0.01, 1e-5)
+        ]
+        assert distances == sorted(distances, reverse=True)
+        torch.testing.assert_close(distances[-1], torch.tensor(0.0).double(), atol=1e-12, rtol=0)
+
+    def test_hard_assignments_pick_the_best_cosine(self):
+        features = torch.tensor([[[1.0, 0.1], [0.1, 5.0], [-3.0, 0.0]]])
+        prototypes = torch.tensor([[10.0, 0.0], [0.0, 0.1], [-1.0, 0.1]])
+        assert functional.hard_assignments(features, prototypes).tolist() == [[0, 1, 2]]
+
+    def test_unknown_similarity_is_named(self):
+        with pytest.raises(ValueError, match="cosine, dot, got 'euclid'"):
+            functional.histograms(torch.ones(1, 1, 1), torch.ones(1, 1), similarity="euclid")
+
+    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+    def test_silenced_features_count_evenly_and_get_a_bounded_gradient(self, similarity):
+        features = torch.zeros(2, 3, 4, requires_grad=True)
+        z = functional.histograms(features, torch.eye(4), 0.1, similarity)
+        torch.testing.assert_close(z, torch.full((2, 4), 0.25))
+        z[:, 0].sum().backward()
+        assert features.grad.abs().max() < 100
+
+
+class TestAverageAndHistograms:
+    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+    @pytest.mark.parametrize("as_map", [True, False])
+    def test_equals_the_unfused_formulas_with_their_gradients(self, similarity, as_map):
+        tokens = double(3, 6, 5)
+        stored = (tokens.transpose(1, 2).contiguous() if as_map else tokens).requires_grad_()
+        features = stored.transpose(1, 2) if as_map else stored
+        prototypes = double(4, 5, requires_grad=True)
+        weights = double(3, 5), double(3, 4)
+
+        average, z = functional.average_and_histograms(features, features.mean(1), prototypes, 0.2, similarity)
+        fused = torch.autograd.grad(
+            (average * weights[0]).sum() + (z * weights[1]).sum(), (stored, prototypes)
+        )
+        unfused_z = functional.histograms(features, prototypes, 0.2, similarity)
+        unfused = torch.autograd.grad(
+            (features.mean(1) * weights[0]).sum() + (unfused_z * weights[1]).sum(), (stored, prototypes)
+        )
+        torch.testing.assert_close(z, unfused_z)
+        for got, expected in zip(fused, unfused, strict=True):
+            torch.testing.assert_close(got, expected)
+
+    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+    def test_passes_gradcheck(self, similarity):
+        def both(features, prototypes):
+            return functional.average_and_histograms(features, features.mean(1), prototypes, 0.3, similarity)
+
+        assert torch.autograd.gradcheck(
+            both, (double(2, 4, 3, requires_grad=True), double(5, 3, requires_grad=True))
+        )
+
+    def test_the_average_carries_the_prototypes_with_a_gradient_of_zero(self):
+        prototypes = double(4, 5, requires_grad=True)
+        features = double(3, 6, 5, requires_grad=True)
+        average, _ = functional.average_and_histograms(features, features.mean(1), prototypes, 0.1, "cosine")
+        average.sum().backward()
+        assert torch.equal(prototypes.grad, torch.zeros_like(prototypes))
+        assert torch.equal(features.grad, torch.full_like(features, 1 / 6))
+
+
+class TestLemma1:
+    """‖Σ_i z_i ν_i − (1/n) Σ_j x_j‖ ≤ δ for unit features, unsmoothed z, prototypes by k-center."""
+
+    def gap_and_radius(self, features, num_prototypes):
+        features = functional.unit_vectors(features)
+        points = features.flatten(0, 1)
+        centers, radius = functional.greedy_k_center(points, num_prototypes)
+        prototypes = points[centers]
+        best = functional.hard_assignments(features, prototypes)
+        z = torch.nn.functional.one_hot(best, num_prototypes).to(features).mean(1)
+        return torch.linalg.vector_norm(z @ prototypes - features.mean(1), dim=1).max(), radius
+
+    @pytest.mark.parametrize("num_prototypes", [1, 3, 16, 60])
+    @pytest.mark.parametrize("seed", range(5))
+    def test_on_random_features(self, num_prototypes, seed):
+        torch.manual_seed(seed)
+        gap, radius = self.gap_and_radius(double(4, 15, 6), num_prototypes)
+        assert gap <= radius + 1e-12
+
+    @pytest.mark.parametrize(
+        "make_features",
+        [
+            lambda: torch.cat([double(1, 1, 4).expand(1, 40, 4), -double(1, 1, 4).expand(1, 1, 4)], 1),
+            lambda: double(2, 20, 4) * torch.logspace(-6, 6, 20, dtype=torch.float64)[:, None],
+            lambda: torch.ones(2, 20, 4).double() + 1e-7 * double(2, 20, 4),
+            lambda: torch.eye(8).double().expand(3, 8, 8),
+        ],
+        ids=["one outlier", "norms over twelve decades", "nearly constant", "orthogonal"],
+    )
+    @pytest.mark.parametrize("num_prototypes", [1, 2, 7])
+    def test_on_adversarial_features(self, make_features, num_prototypes):
+        gap, radius = self.gap_and_radius(make_features(), num_prototypes)
+        assert gap <= radius + 1e-12
+
+    def test_closed_form_for_two_opposite_directions(self):
+        features = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]], dtype=torch.float64)
+        gap, radius = self.gap_and_radius(features, 1)
+        assert radius == 2
+        assert gap == pytest.approx(4 / 3)
+
+
+class TestGreedyKCenter:
+    def test_radius_is_the_largest_distance_to_the_nearest_center(self):
+        points = double(50, 4)
+        centers, radius = functional.greedy_k_center(points, 6)
+        assert len(set(centers.tolist())) == 6
+        expected = torch.cdist(points, points[centers]).min(1).values.max()
+        torch.testing.assert_close(radius, expected, rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("num_centers", [1, 2, 3])
+    def test_radius_is_at_most_twice_the_smallest_possible(self, num_centers):
+        points = double(10, 2)
+        distances = torch.cdist(points, points)
+        smallest = min(
+            distances[list(chosen)].min(0).values.max() for chosen in combinations(range(10), num_centers)
+        )
+        _, radius = functional.greedy_k_center(points, num_centers)
+        assert smallest - 1e-9 <= radius <= 2 * smallest
+
+    def test_every_point_a_center_leaves_no_distance(self):
+        assert functional.greedy_k_center(double(7, 3), 7)[1] == 0
+
+    @pytest.mark.parametrize("num_centers", [0, 4])
+    def test_refuses_more_centers_than_points(self, num_centers):
+        with pytest.raises(ValueError, match=f"number of points, 3, got {num_centers}"):
+            functional.greedy_k_center(double(3, 2), num_centers)
+
+
+class TestRidgeFit:
+    shapes = pytest.mark.parametrize(("num_samples", "num_prototypes"), [(30, 8), (8, 8), (8, 30), (1, 5)])
+
+    @shapes
+    @pytest.mark.parametrize("ridge", [1e-3, 0.05, 10.0])
+    def test_equals_sklearn(self, num_samples, num_prototypes, ridge):
+        z, y = simplex(num_samples, num_prototypes), double(num_samples, 4)
+        got = functional.ridge_fit(z, y, ridge)
+        torch.testing.assert_close(got, ridge_by_sklearn(z, y, ridge), rtol=1e-8, atol=1e-9)
+
+    @shapes
+    def test_equals_sklearn_with_a_prior(self, num_samples, num_prototypes):
+        z, y, prior = simplex(num_samples, num_prototypes), double(num_samples, 4), double(num_prototypes, 4)
+        got = functional.ridge_fit(z, y, 0.05, prior)
+        torch.testing.assert_close(got, ridge_by_sklearn(z, y, 0.05, prior), rtol=1e-9, atol=1e-10)
+
+    @shapes
+    def test_primal_equals_dual(self, num_samples, num_prototypes):
+        z, y = simplex(num_samples, num_prototypes), double(num_samples, 4)
+        eye_m, eye_n = (torch.eye(n, dtype=torch.float64) for n in (num_prototypes, num_samples))
+        primal = torch.linalg.solve(z.T @ z + 0.05 * eye_m, z.T @ y)
+        dual = z.T @ torch.linalg.solve(z @ z.T + 0.05 * eye_n, y)
+        torch.testing.assert_close(primal, dual, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(functional.ridge_fit(z, y, 0.05), primal, rtol=1e-9, atol=1e-10)
+
+    @shapes
+    def test_passes_gradcheck(self, num_samples, num_prototypes):
+        z = simplex(min(num_samples, 6), min(num_prototypes, 9)).requires_grad_()
+        y, prior = double(len(z), 2, requires_grad=True), double(z.shape[1], 2, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda *args: functional.ridge_fit(args[0], args[1], 0.05, args[2]), (z, y, prior))
+
+    def test_is_batched(self):
+        z, y = simplex(2, 3, 10, 4), double(2, 3, 10, 5)
+        fitted = functional.ridge_fit(z, y, 0.05)
+        for index in np.ndindex(2, 3):
+            torch.testing.assert_close(fitted[index], functional.ridge_fit(z[index], y[index], 0.05))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_solves_in_float64_under_autocast(self, dtype):
+        z, y = simplex(40, 8).to(dtype), double(40, 4).to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fitted = functional.ridge_fit(z, y, 1e-4)
+            expressed = functional.express(z, fitted)
+        assert fitted.dtype == expressed.dtype == torch.float64
+        expected = ridge_by_sklearn(z.double(), y.double(), 1e-4)
+        torch.testing.assert_close(fitted, expected, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(expressed, z.double() @ expected, rtol=1e-7, atol=1e-8)
+
+    def test_a_ridge_below_the_resolution_of_float64_still_gives_a_finite_fit(self):
+        z = (1e6 * torch.ones(64, 4)).double()
+        fitted = functional.ridge_fit(z, double(64, 2), 1e-30)
+        assert fitted.isfinite().all()
+
+    def test_refuses_a_ridge_that_is_not_positive(self):
+        with pytest.raises(ValueError, match="greater than 0, got 0"):
+            functional.ridge_fit(simplex(3, 2), double(3, 2), 0)
+
+    def test_recursion_with_covariance_equals_one_fit_on_the_union(self):
+        batches = [(simplex(9, 5), double(9, 3)) for _ in range(4)]
+        fitted = torch.zeros(5, 3, dtype=torch.float64)
+        precision = 0.05 * torch.eye(5, dtype=torch.float64)
+        for z, y in batches:
+            fitted, precision = functional.recursive_ridge_fit(z, y, fitted, precision)
+        union = ridge_by_sklearn(*(torch.cat(parts) for parts in zip(*batches, strict=True)), 0.05)
+        torch.testing.assert_close(fitted, union, rtol=1e-9, atol=1e-10)
+
+    def test_recursion_with_a_prior_is_a_step_from_the_last_fit(self):
+        (z1, y1), (z2, y2) = [(simplex(9, 5), double(9, 3)) for _ in range(2)]
+        first = functional.ridge_fit(z1, y1, 0.05)
+        second = functional.ridge_fit(z2, y2, 0.05, prior=first)
+        # The gradient of ‖Y − ZA‖² + ε‖A − A_0‖² vanishes at the minimum.
+        stationarity = z2.T @ (z2 @ second - y2) + 0.05 * (second - first)
+        torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
+
+
+class TestCrossBatchExpression:
+    def by_sklearn(self, z, y, first_half, ridge):
+        expressed = torch.empty_like(y)
+        expressed[first_half] = z[first_half] @ ridge_by_sklearn(z[~first_half], y[~first_half], ridge)
+        expressed[~first_half] = z[~first_half] @ ridge_by_sklearn(z[first_half], y[first_half], ridge)
+        return expressed
+
+    @pytest.mark.parametrize("num_prototypes", [3, 40])
+    @pytest.mark.parametrize("num_first", [1, 5, 10, 19])
+    def test_equals_sklearn_fits_of_the_two_halves(self, num_prototypes, num_first):
+        z, y = simplex(20, num_prototypes), double(20, 4)
+        first_half = torch.randperm(20) < num_first
+        got = functional.cross_batch_expression(z, y, 0.05, first_half)
+        torch.testing.assert_close(got, self.by_sklearn(z, y, first_half, 0.05), rtol=1e-8, atol=1e-9)
+
+    @pytest.mark.parametrize("num_prototypes", [3, 40])
+    def test_takes_the_middle_of_the_batch_by_default(self, num_prototypes):
+        z, y = simplex(20, num_prototypes), double(20, 4)
+        expected = self.by_sklearn(z, y, torch.arange(20) < 10, 0.05)
+        torch.testing.assert_close(functional.cross_batch_expression(z, y, 0.05), expected, rtol=1e-8, atol=1e-9)
+
+    @pytest.mark.parametrize("first_half", [None, torch.tensor([True, False, False, True, False, True])])
+    def test_passes_gradcheck_from_histograms_to_expression(self, first_half):
+        def expressed(features, prototypes, embeddings):
+            z = functional.unit_vectors(functional.histograms(features, prototypes, 0.5))
+            return functional.cross_batch_expression(z, functional.unit_vectors(embeddings), 0.05, first_half)
+
+        inputs = double(6, 3, 4), double(5, 4), double(6, 2)
+        assert torch.autograd.gradcheck(expressed, [tensor.requires_grad_() for tensor in inputs])
+
+    def test_a_half_expresses_itself_exactly_without_a_ridge(self):
+        z, y = functional.unit_vectors(simplex(6, 10)), double(6, 4)
+        itself = functional.express(z, functional.ridge_fit(z, y, 1e-12))
+        torch.testing.assert_close(itself, y, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_keeps_the_dtype_of_the_embeddings(self, dtype):
+        assert functional.cross_batch_expression(simplex(6, 3), double(6, 2).to(dtype), 0.05).dtype == dtype
+
+    @pytest.mark.parametrize("num_samples", [8, 64, 512])
+    @pytest.mark.parametrize("ridge", [1e-6, 1e-4])
+    def test_duplicated_float32_histograms_are_fitted_to_a_thousandth(self, num_samples, ridge):
+        z = functional.unit_vectors(simplex(4, 64)).float().repeat(num_samples // 4, 1)
+        y = functional.unit_vectors(double(num_samples, 8)).float()
+        got = functional.cross_batch_expression(z, y, ridge).double()
+        first_half = torch.arange(num_samples) < num_samples // 2
+        expected = self.by_sklearn(z.double(), y.double(), first_half, ridge)
+        assert (got - expected).norm() / expected.norm() < 1e-3
+
+
+class TestClassDisjointHalves:
+    def test_keeps_the_halves_of_a_batch_that_has_them(self):
+        assert functional.class_disjoint_halves(torch.tensor([7, 7, 1, 9, 2, 2])).tolist() == [1, 1, 1, 0, 0, 0]
+
+    @given(st.lists(st.integers(-3, 6), min_size=2, max_size=40), st.randoms())
+    def test_no_class_is_shared_and_order_does_not_matter(self, values, random):
+        labels = torch.tensor(values)
+        first_half = functional.class_disjoint_halves(labels)
+        sides = [set(labels[side].tolist()) for side in (first_half, ~first_half)]
+        assert not sides[0] & sides[1]
+        if len(set(values)) > 1:
+            assert sides[0]
+            assert sides[1]
+        else:
+            assert first_half.all()
+        largest = max(values.count(value) for value in values)
+        assert abs(int(first_half.sum()) - int((~first_half).sum())) <= largest
+
+        def has_halves(order):
+            middle = len(values) // 2
+            return not set(labels[order[:middle]].tolist()) & set(labels[order[middle:]].tolist())
+
+        shuffled = random.sample(range(len(values)), len(values))
+        if not has_halves(list(range(len(values)))) and not has_halves(shuffled):
+            assert torch.equal(functional.class_disjoint_halves(labels[shuffled]), first_half[shuffled])
+
+    def test_sizes_balance_as_well_as_whole_classes_allow(self):
+        labels = torch.tensor([0] * 8 + [1, 2, 3, 4, 5, 6, 7, 8])
+        labels = labels[torch.randperm(16)]
+        assert functional.class_disjoint_halves(labels).sum() == 8
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32, torch.bool])
+    def test_takes_labels_of_any_dtype(self, dtype):
+        first_half = functional.class_disjoint_halves(torch.tensor([1, 0, 1, 0]).to(dtype))
+        assert first_half.tolist() in ([1, 0, 1, 0], [0, 1, 0, 1])
+
+    def test_huge_labels_are_told_apart(self):
+        labels = torch.tensor([2**62, 2**62 + 1, 2**62, -(2**62)])
+        first_half = functional.class_disjoint_halves(labels)
+        assert first_half[0] == first_half[2] != first_half[1]
+
+    def test_blocks_of_several_processes_keep_their_halves(self):
+        labels = torch.tensor([0, 1, 2, 3, 1, 4, 2, 5])
+        assert functional.class_disjoint_halves(labels, 2).tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
+
+    def test_blocks_that_share_a_class_across_their_halves_are_dealt_anew(self):
+        labels = torch.tensor([0, 1, 2, 3, 2, 4, 5, 6])
+        first_half = functional.class_disjoint_halves(labels, 2)
+        assert not set(labels[first_half].tolist()) & set(labels[~first_half].tolist())
