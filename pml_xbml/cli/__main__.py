@@ -1,0 +1,3 @@
+from pml_xbml.cli import main
+
+raise SystemExit(main())

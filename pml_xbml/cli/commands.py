@@ -1,0 +1,88 @@
+"""What the subcommands do with their options; each returns the exit status."""
+
+import argparse
+import dataclasses
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pml_xbml import comparison, monitoring
+from pml_xbml.comparison import Comparison, Run
+
+#: Of the trunk, when it starts from pretrained weights.
+PRETRAINED_LEARNING_RATE = 1e-5
+GLYPHS_TRAIN_CLASSES = 64
+
+
+def default_jobs() -> int:
+    """Two processes fit into 2 GB of memory; on a GPU runs would only wait for each other."""
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The smallest comparison: glyphs, contrastive loss, the default weight."""
+    return _compare(_settings(options), options, ["contrastive"], [comparison.DEFAULT_WEIGHT])
+
+
+def compare(options: argparse.Namespace) -> int:
+    """The comparison that the options ask for."""
+    depending: dict[str, Any] = {"train_classes": options.train_classes}
+    if options.dataset == "glyphs" and options.train_classes is None:
+        depending["train_classes"] = GLYPHS_TRAIN_CLASSES
+    if options.learning_rate is not None:
+        depending["learning_rate"] = options.learning_rate
+    elif hasattr(options, "weights"):
+        depending["learning_rate"] = PRETRAINED_LEARNING_RATE
+    if options.num_prototypes is not None:
+        depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
+    settings = dataclasses.replace(_settings(options), **depending)
+    return _compare(settings, options, options.loss, options.weight, options.download)
+
+
+def look(options: argparse.Namespace) -> int:
+    """Pictures of what a run's prototypes respond to."""
+    for picture in monitoring.look(options.run_dir, images=options.images):
+        print(picture)
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Run:
+    given = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in options
+    }
+    iterations = given.get("iterations", Run.iterations)
+    if given.get("iterations_per_epoch") is None:
+        given["iterations_per_epoch"] = min(Run.iterations_per_epoch, iterations)
+    return Run(**given)
+
+
+def _compare(
+    settings: Run,
+    options: argparse.Namespace,
+    losses: Sequence[str],
+    weights: Sequence[float],
+    download: bool = False,
+) -> int:
+    print(f"Logs, models and results go to {options.out}", flush=True)
+    started = time.monotonic()
+    compared = comparison.compare(
+        settings, losses, weights, options.seeds, options.out, options.jobs, download
+    )
+    print(f"\n{compared}\n\n{_where_to_look(compared)}\n\nDone in {time.monotonic() - started:.0f} seconds.")
+    return 0
+
+
+def _where_to_look(compared: Comparison) -> str:
+    return "\n".join(
+        [
+            f"every run          {compared.results_path}",
+            f"differences        {compared.differences_path}",
+            f"learning curves    {compared.curves_path}",
+            f"logs and models    {compared.runs_folder}",
+            "all curves         " + shlex.join(["tensorboard", "--logdir", str(compared.runs_folder)]),
+        ]
+    )

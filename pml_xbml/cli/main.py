@@ -1,0 +1,41 @@
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from pml_xbml.cli.parser import build_parser
+
+#: What argparse itself returns for a command line that it cannot use.
+UNUSABLE = 2
+#: What shells report of a command that Ctrl-C has ended.
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; None takes them from ``sys.argv``.
+
+    Returns:
+        The exit status: 0; 2 for arguments or data that cannot be used; 130 after Ctrl-C; of ``benchmark``,
+        powerful-benchmarker's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["benchmark"]:
+        # Past our parser: powerful-benchmarker has options by the hundred, --help among them.
+        from pml_xbml import benchmarker
+
+        return benchmarker.main(arguments[1:])
+    options = build_parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except ValueError as error:
+        print(f"pml-xbml: error: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print(
+            "\nStopped. What was recorded so far is kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED

@@ -1,0 +1,37 @@
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+
+
+class ClassSubset(torch.utils.data.Dataset[tuple[Any, int]]):
+    """The images of some classes of a labelled data set, under a transform of its own.
+
+    Args:
+        dataset: gives ``(image, label)`` items; its own transform, if any, comes first.
+        labels: the label of each item of ``dataset``.
+        classes: the labels to keep. They become 0, 1, 2, … in ascending order, as losses with one proxy a
+            class need them.
+        transform: applied to the image.
+    """
+
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset[tuple[Any, Any]],
+        labels: Sequence[int],
+        classes: Collection[int],
+        transform: Callable[[Any], Any],
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.classes = sorted(classes)
+        new_label = {label: index for index, label in enumerate(self.classes)}
+        self.indices = [index for index, label in enumerate(labels) if label in new_label]
+        self.labels = [new_label[labels[index]] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, _ = self.dataset[self.indices[index]]
+        return self.transform(image), self.labels[index]

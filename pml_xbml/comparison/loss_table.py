@@ -1,0 +1,47 @@
+"""The losses that a comparison knows by name, each with its settings, in one table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytorch_metric_learning import losses, miners
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """How one loss of the comparison is made.
+
+    Attributes:
+        build: makes the loss from the number of training classes and the embedding size.
+        build_miner: makes the tuple miner that the loss is used with, if any.
+        learning_rate: of the loss's own parameters (proxies, class weights), if it has any.
+    """
+
+    build: Callable[[int, int], losses.BaseMetricLossFunction]
+    build_miner: Callable[[], miners.BaseMiner] | None = None
+    learning_rate: float | None = None
+
+
+#: Proxies are drawn at random, so they learn at a rate of their own, as in Proxy Anchor's published code.
+PROXY_LEARNING_RATE = 1e-2
+
+LOSSES: dict[str, LossSettings] = {
+    "contrastive": LossSettings(lambda num_classes, size: losses.ContrastiveLoss(pos_margin=0, neg_margin=1)),
+    "triplet": LossSettings(lambda num_classes, size: losses.TripletMarginLoss(margin=0.2)),
+    "multi_similarity": LossSettings(
+        lambda num_classes, size: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+        build_miner=lambda: miners.MultiSimilarityMiner(epsilon=0.1),
+    ),
+    "proxy_anchor": LossSettings(
+        lambda num_classes, size: losses.ProxyAnchorLoss(num_classes, size, margin=0.1, alpha=32),
+        learning_rate=PROXY_LEARNING_RATE,
+    ),
+    "proxy_nca": LossSettings(
+        # The temperature of 1/9 is ProxyNCA++'s (Teh, DeVries, Taylor, ECCV 2020).
+        lambda num_classes, size: losses.ProxyNCALoss(num_classes, size, softmax_scale=9),
+        learning_rate=PROXY_LEARNING_RATE,
+    ),
+    "normalized_softmax": LossSettings(
+        lambda num_classes, size: losses.NormalizedSoftmaxLoss(num_classes, size, temperature=0.05),
+        learning_rate=PROXY_LEARNING_RATE,
+    ),
+}

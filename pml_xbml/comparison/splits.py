@@ -1,0 +1,167 @@
+"""Training, validation and test classes of a data set, none shared."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning import datasets as pml_datasets
+from torchvision import transforms
+
+from pml_xbml import datasets
+from pml_xbml.comparison.class_subset import ClassSubset
+from pml_xbml.comparison.image_folder import open_image_folder
+
+#: Fixed, so that every seed, every variant and every user has the same classes in the same splits.
+CLASS_SPLIT_SEED = 2307
+
+# Data sets whose own training and test classes are kept.
+_PML_DATASETS = {
+    "cub": pml_datasets.CUB,
+    "cars196": pml_datasets.Cars196,
+    "sop": pml_datasets.StanfordOnlineProducts,
+}
+#: What a data set can be called; anything else is a folder.
+NAMED_DATASETS = ("glyphs", *_PML_DATASETS, "inshop")
+
+# Mean and standard deviation of ImageNet's channels, which pretrained weights expect.
+_NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+Transform = Callable[[Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a comparison, in the shape that PML's testers take.
+
+    Attributes:
+        train: the training classes, labelled 0, 1, 2, …
+        val: the validation classes.
+        test: the test classes by split name: "test", or "query" and "gallery".
+        test_query: name of the split whose images look for others of their class.
+        test_reference: name of the split that they look in.
+    """
+
+    train: ClassSubset
+    val: ClassSubset
+    test: dict[str, ClassSubset]
+    test_query: str = "test"
+    test_reference: str = "test"
+
+
+def split_classes(labels: Iterable[int], num_first: int) -> tuple[list[int], list[int]]:
+    """Deal classes to two sides at random, always the same way.
+
+    Args:
+        labels: the labels, repeated or not.
+        num_first: how many classes the first side gets.
+
+    Returns:
+        The classes of the first side and the others, each in ascending order.
+
+    Example:
+        >>> first, second = split_classes([7, 7, 8, 9, 9, 9], num_first=2)
+        >>> len(first), sorted(first + second)
+        (2, [7, 8, 9])
+    """
+    shuffled = np.random.default_rng(CLASS_SPLIT_SEED).permutation(sorted(set(labels)))
+    return sorted(shuffled[:num_first].tolist()), sorted(shuffled[num_first:].tolist())
+
+
+def load_splits(
+    dataset: str,
+    root: str | None = None,
+    train_classes: int | None = None,
+    image_size: int | None = None,
+    download: bool = False,
+) -> Splits:
+    """Load a data set and deal its classes.
+
+    Glyphs, CUB, Cars196, SOP and In-Shop come with test classes of their own; of a folder a quarter of the
+    classes is for testing. Of the others ``train_classes`` are trained on, and the rest validates.
+
+    Args:
+        dataset: "glyphs", "cub", "cars196", "sop", "inshop", or a folder with one folder of images a class.
+        root: the folder of CUB, Cars196, SOP or In-Shop.
+        train_classes: number of classes to train on; None is three quarters of those not for testing.
+        image_size: side of the images in pixels; None is 224, and 32 for glyphs.
+        download: let PML download CUB, Cars196 or SOP into ``root``.
+
+    Returns:
+        The splits.
+
+    Raises:
+        ValueError: if there is no such data set or folder, or it has too few classes.
+    """
+    if dataset == "glyphs":
+        train = datasets.Glyphs(split="train")
+        tests = {"test": datasets.Glyphs(split="test")}
+        for_training = for_evaluation = _glyph_transform(image_size)
+    else:
+        for_training, for_evaluation = _photograph_transforms(224 if image_size is None else image_size)
+        if dataset in _PML_DATASETS:
+            make, folder = _PML_DATASETS[dataset], _folder_of(dataset, root)
+            train, tests = make(folder, "train", download=download), {"test": make(folder, "test")}
+        elif dataset == "inshop":
+            folder = _folder_of(dataset, root)
+            train = datasets.InShop(folder, "train", download=download)
+            tests = {split: datasets.InShop(folder, split) for split in ("query", "gallery")}
+        else:
+            train = open_image_folder(dataset)
+            train.labels = train.targets
+            tests = {"test": train}
+
+    pool = sorted(set(train.labels))
+    test_classes = {name: sorted(set(test.labels)) for name, test in tests.items()}
+    if tests.get("test") is train:
+        test_classes["test"], pool = split_classes(pool, max(2, len(pool) // 4))
+    num_train = len(pool) * 3 // 4 if train_classes is None else train_classes
+    if not 2 <= num_train <= len(pool) - 2:
+        raise ValueError(
+            f"train_classes must leave two classes for validation, so lie between 2 and {len(pool) - 2} "
+            f"for {dataset}, got {num_train}"
+        )
+    training_classes, validation_classes = split_classes(pool, num_train)
+    query, reference = ("query", "gallery") if dataset == "inshop" else ("test", "test")
+    return Splits(
+        train=ClassSubset(train, train.labels, training_classes, for_training),
+        val=ClassSubset(train, train.labels, validation_classes, for_evaluation),
+        test={
+            name: ClassSubset(test, test.labels, test_classes[name], for_evaluation)
+            for name, test in tests.items()
+        },
+        test_query=query,
+        test_reference=reference,
+    )
+
+
+def _folder_of(dataset: str, root: str | None) -> str:
+    if root is None:
+        raise ValueError(
+            f"root: give the folder of {dataset}, where it is or, with download, where it shall be"
+        )
+    return root
+
+
+def _to_rgb(image: Any) -> Any:
+    return image.convert("RGB")
+
+
+def _glyph_transform(image_size: int | None) -> Transform:
+    resize = [] if image_size is None else [transforms.Resize((image_size, image_size))]
+    return transforms.Compose([*resize, _to_rgb, transforms.ToTensor(), _NORMALIZE])
+
+
+def _photograph_transforms(image_size: int) -> tuple[Transform, Transform]:
+    """For training and for evaluation, as the metric-learning benchmarks have them."""
+    for_training = [
+        transforms.RandomResizedCrop(image_size, scale=(0.16, 1)),
+        transforms.RandomHorizontalFlip(),
+    ]
+    for_evaluation = [transforms.Resize(image_size * 256 // 224), transforms.CenterCrop(image_size)]
+    to_tensor = [transforms.ToTensor(), _NORMALIZE]
+    return (
+        transforms.Compose([_to_rgb, *for_training, *to_tensor]),
+        transforms.Compose([_to_rgb, *for_evaluation, *to_tensor]),
+    )

@@ -1,0 +1,46 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pml_xbml.comparison import Run
+
+NUM_CLASSES = 12
+IMAGES_PER_CLASS = 4
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """A user's folder: a class is a colour, its images are noisy."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for label, colour in enumerate(generator.normal(128, 12, size=(NUM_CLASSES, 3))):
+        class_folder = folder / f"class_{label:02d}"
+        class_folder.mkdir()
+        for index in range(IMAGES_PER_CLASS):
+            noisy = colour + generator.normal(0, 60, size=(16, 16, 3))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(class_folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(image_folder):
+    """A run of two seconds: three epochs of two iterations."""
+    return Run(
+        dataset=str(image_folder),
+        train_classes=None,
+        image_size=16,
+        embedding_size=8,
+        batch_size=8,
+        samples_per_class=2,
+        iterations=6,
+        iterations_per_epoch=2,
+        pooling_options={"num_prototypes": 4},
+        prototype_images=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_xml_run(tiny_run):
+    return dataclasses.replace(tiny_run, variant="xml", cross_batch_weight=0.5)
