@@ -10,8 +10,8 @@ import torch
 from pytorch_metric_learning import losses as pml_losses
 from torch import Tensor
 
-# Both compare two views of a sample and take no class labels, so there are no class-disjoint halves.
-LOSSES_WITHOUT_LABELS = (pml_losses.SelfSupervisedLoss, pml_losses.VICRegLoss)
+# These refuse class labels, of which the halves are made.
+LOSSES_WITHOUT_LABELS = (pml_losses.ManifoldLoss, pml_losses.SelfSupervisedLoss, pml_losses.VICRegLoss)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def check_base_loss(loss: object) -> None:
         return
     if isinstance(loss, LOSSES_WITHOUT_LABELS):
         raise TypeError(
-            f"loss must take class labels, from which the halves are made, got {type(loss).__name__}, which "
-            "compares two views and takes none"
+            f"loss must take class labels, of which the halves are made, got {type(loss).__name__}, which "
+            "takes none"
         )
     if not isinstance(loss, pml_losses.BaseMetricLossFunction | pml_losses.CrossBatchMemory):
         raise TypeError(

@@ -1,0 +1,478 @@
+import copy
+import logging
+import pickle
+import types
+
+import pytest
+import torch
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils import distributed as pml_distributed
+from sklearn.linear_model import Ridge
+
+from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.trunks import PrototypePooling
+
+LABELS = torch.arange(16) // 4
+
+
+def batch(dtype=torch.float64, requires_grad=True):
+    embeddings = torch.randn(16, 6, dtype=dtype, requires_grad=requires_grad)
+    histograms = torch.softmax(torch.randn(16, 5, dtype=dtype), dim=1).requires_grad_(requires_grad)
+    return embeddings, histograms
+
+
+def expressed_by_sklearn(embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True, normalize=True):
+    """Ŷ by two ridge regressions, the second half's on the first and the other way round."""
+    y, z = embeddings.detach().double(), histograms.detach().double()
+    y = y / y.norm(dim=1, keepdim=True) if normalize_embeddings else y
+    z = z / z.norm(dim=1, keepdim=True) if normalize else z
+    expressed = torch.empty_like(y)
+    for side in (first_half, ~first_half):
+        model = Ridge(alpha=ridge, fit_intercept=False).fit(z[~side].numpy(), y[~side].numpy())
+        expressed[side] = torch.from_numpy(model.predict(z[side].numpy()))
+    return expressed
+
+
+class TestFormula:
+    @pytest.mark.parametrize("weight", [0.1, 0.5, 1.0])
+    @pytest.mark.parametrize("ridge", [0.001, 0.05])
+    @pytest.mark.parametrize("normalize_histograms", [True, False])
+    def test_value(self, weight, ridge, normalize_histograms):
+        embeddings, histograms = batch()
+        base = losses.ContrastiveLoss()
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, ridge, normalize=normalize_histograms)
+        expected = (1 - weight) * base(embeddings, LABELS) + weight * base(expressed, LABELS)
+        loss = CrossBatchPrototypeLoss(
+            losses.ContrastiveLoss(),
+            cross_batch_weight=weight,
+            ridge=ridge,
+            normalize_histograms=normalize_histograms,
+        )
+        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
+
+    def test_embeddings_enter_the_fit_as_the_distance_sees_them(self):
+        embeddings, histograms = batch()
+        base = losses.TripletMarginLoss(distance=distances.LpDistance(normalize_embeddings=False))
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=False)
+        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        torch.testing.assert_close(CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected)
+
+    def test_without_histograms_each_embedding_stands_for_itself(self):
+        embeddings, _ = batch()
+        base = losses.ContrastiveLoss()
+        expressed = expressed_by_sklearn(embeddings, embeddings, LABELS < 2)
+        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        torch.testing.assert_close(CrossBatchPrototypeLoss()(embeddings, LABELS), expected)
+
+    def test_gradient_by_gradcheck(self):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss(losses.NCALoss(), cross_batch_weight=0.5)
+        assert torch.autograd.gradcheck(lambda y, z: loss(y, LABELS, histograms=z), (embeddings, histograms))
+
+    def test_sub_losses_are_weighted_and_add_up(self):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=0.3)
+        terms = loss.compute_loss(embeddings, LABELS, None, None, None, histograms=histograms)
+        assert list(terms) == loss.sub_loss_names() == ["metric_loss", "cross_batch_loss"]
+        total = loss(embeddings, LABELS, histograms=histograms)
+        torch.testing.assert_close(terms["metric_loss"]["losses"] + terms["cross_batch_loss"]["losses"], total)
+        base = losses.ContrastiveLoss()(embeddings, LABELS)
+        torch.testing.assert_close(terms["metric_loss"]["losses"], 0.7 * base)
+
+    def test_swapping_the_halves_changes_nothing(self):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=0.5)
+        swap = torch.arange(16).roll(8)
+        torch.testing.assert_close(
+            loss(embeddings[swap], LABELS[swap], histograms=histograms[swap]),
+            loss(embeddings, LABELS, histograms=histograms),
+        )
+
+    def test_permuting_within_the_halves_changes_nothing(self):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=0.5)
+        order = torch.cat([torch.randperm(8), 8 + torch.randperm(8)])
+        torch.testing.assert_close(
+            loss(embeddings[order], LABELS[order], histograms=histograms[order]),
+            loss(embeddings, LABELS, histograms=histograms),
+        )
+
+    def test_classes_are_dealt_to_two_sides_where_the_batch_is_not_cut_in_the_middle(self):
+        embeddings, histograms = batch()
+        labels = torch.tensor([3, 0, 1, 3, 0, 1, 2, 2, 2, 3, 3, 0, 0, 1, 1, 2])
+        base = losses.ContrastiveLoss()
+        expressed = expressed_by_sklearn(embeddings, histograms, labels < 2)
+        expected = 0.9 * base(embeddings, labels) + 0.1 * base(expressed, labels)
+        torch.testing.assert_close(CrossBatchPrototypeLoss()(embeddings, labels, histograms=histograms), expected)
+
+    @pytest.mark.parametrize("weight", [0.1, 1.0])
+    def test_one_class_leaves_a_zero_that_keeps_the_graph(self, weight):
+        embeddings, histograms = batch()
+        labels = torch.zeros(16)
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=weight)
+        value = loss(embeddings, labels, histograms=histograms)
+        torch.testing.assert_close(value, (1 - weight) * losses.ContrastiveLoss()(embeddings, labels))
+        value.backward()
+        assert embeddings.grad is not None
+
+
+def cosine_contrastive_loss():
+    # torch has no Euclidean distances in bfloat16 on the CPU.
+    return losses.ContrastiveLoss(pos_margin=1, neg_margin=0, distance=distances.CosineSimilarity())
+
+
+class TestZeroWeight:
+    bases = pytest.mark.parametrize(
+        "make_base",
+        [losses.MultiSimilarityLoss, lambda: make_base("ProxyAnchorLoss"), cosine_contrastive_loss],
+        ids=["MultiSimilarityLoss", "ProxyAnchorLoss", "ContrastiveLoss"],
+    )
+
+    @bases
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    def test_leaves_value_dtype_and_gradient_of_the_base_to_the_bit(self, make_base, dtype):
+        embeddings, histograms = batch(dtype)
+        plain = make_base()
+        wrapped = CrossBatchPrototypeLoss(copy.deepcopy(plain), cross_batch_weight=0)
+        self.check_identical(plain, wrapped, embeddings, histograms)
+
+    @bases
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_under_autocast_too(self, make_base, dtype):
+        embeddings, histograms = batch(torch.float32)
+        plain = make_base()
+        wrapped = CrossBatchPrototypeLoss(copy.deepcopy(plain), cross_batch_weight=0)
+        layer = torch.nn.Linear(6, 6)
+        with torch.autocast("cpu", dtype=dtype):
+            self.check_identical(plain, wrapped, layer(embeddings), histograms)
+
+    def check_identical(self, plain, wrapped, embeddings, histograms):
+        expected, got = plain(embeddings, LABELS), wrapped(embeddings, LABELS, histograms=histograms)
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+        gradients = [torch.autograd.grad(value, embeddings, retain_graph=True)[0] for value in (expected, got)]
+        assert torch.equal(*gradients)
+
+
+def proxies(loss_class, **kwargs):
+    return lambda: loss_class(num_classes=4, embedding_size=6, **kwargs)
+
+
+# Every loss of pytorch-metric-learning as a base; those without an entry are built without arguments.
+SPECIAL_BASES = {
+    "ArcFaceLoss": proxies(losses.ArcFaceLoss),
+    "CosFaceLoss": proxies(losses.CosFaceLoss),
+    "CrossBatchMemory": lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48),
+    "HistogramLoss": lambda: losses.HistogramLoss(n_bins=20),
+    "LargeMarginSoftmaxLoss": proxies(losses.LargeMarginSoftmaxLoss),
+    "MultipleLosses": lambda: losses.MultipleLosses([losses.ContrastiveLoss(), losses.TripletMarginLoss()]),
+    "NormalizedSoftmaxLoss": proxies(losses.NormalizedSoftmaxLoss),
+    "P2SGradLoss": lambda: losses.P2SGradLoss(descriptors_dim=6, num_classes=4),
+    "ProxyAnchorLoss": proxies(losses.ProxyAnchorLoss),
+    "ProxyNCALoss": proxies(losses.ProxyNCALoss),
+    "RankedListLoss": lambda: losses.RankedListLoss(margin=0.4, Tn=10),
+    "SoftTripleLoss": proxies(losses.SoftTripleLoss),
+    "SphereFaceLoss": proxies(losses.SphereFaceLoss),
+    "SubCenterArcFaceLoss": proxies(losses.SubCenterArcFaceLoss),
+}
+NO_LOSSES = {"BaseLossWrapper", "BaseMetricLossFunction", "EmbeddingRegularizerMixin", "WeightRegularizerMixin", "GenericPairLoss"}
+WITHOUT_LABELS = {
+    "ManifoldLoss": lambda: losses.ManifoldLoss(l=6),
+    "SelfSupervisedLoss": lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()),
+    "VICRegLoss": losses.VICRegLoss,
+}
+ALL_LOSSES = sorted(
+    name
+    for name, member in vars(losses).items()
+    if isinstance(member, type) and name not in NO_LOSSES and name != "CrossBatchPrototypeLoss"
+)
+
+
+def make_base(name):
+    return SPECIAL_BASES.get(name, getattr(losses, name))()
+
+
+class TestEveryLossOfPML:
+    def test_the_list_is_all_of_them(self):
+        assert len(ALL_LOSSES) >= 38
+        assert set(WITHOUT_LABELS) < set(ALL_LOSSES)
+
+    @pytest.mark.parametrize("name", sorted(set(ALL_LOSSES) - set(WITHOUT_LABELS)))
+    def test_works_as_a_base(self, name):
+        torch.manual_seed(1)
+        base = make_base(name)
+        reference = copy.deepcopy(base)
+        pooling = PrototypePooling(6, 5)
+        loss = CrossBatchPrototypeLoss(base, pooling, cross_batch_weight=0.25)
+        images = torch.randn(16, 6, 3, 3, requires_grad=True)
+        embeddings = pooling(images)
+        value = loss(embeddings, LABELS)
+        assert value.isfinite()
+        value.backward()
+        assert images.grad.isfinite().all()
+        assert pooling.prototypes.grad.abs().sum() > 0
+        assert all(p.grad is not None for p in base.parameters())
+
+        expressed = expressed_by_sklearn(embeddings, pooling.histograms, LABELS < 2).float()
+        if not getattr(getattr(reference, "distance", None), "normalize_embeddings", True):
+            expressed = expressed_by_sklearn(
+                embeddings, pooling.histograms, LABELS < 2, normalize_embeddings=False
+            ).float()
+        without_memory = reference.loss if name == "CrossBatchMemory" else reference
+        torch.manual_seed(1)
+        expected = 0.25 * without_memory(expressed, LABELS) + 0.75 * reference(embeddings, LABELS)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("name", sorted(WITHOUT_LABELS))
+    def test_without_labels_are_refused(self, name):
+        with pytest.raises(TypeError, match=f"class labels.* got {name}"):
+            CrossBatchPrototypeLoss(WITHOUT_LABELS[name]())
+
+
+class TestTuplesAndReferences:
+    @pytest.mark.parametrize("miner", [miners.MultiSimilarityMiner(), miners.TripletMarginMiner()])
+    def test_a_miners_tuples_go_to_both_terms(self, miner):
+        embeddings, histograms = batch()
+        tuples = miner(embeddings, LABELS)
+        base = losses.TripletMarginLoss()
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        expected = 0.9 * base(embeddings, LABELS, tuples) + 0.1 * base(expressed, LABELS, tuples)
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, tuples, histograms=histograms)
+        torch.testing.assert_close(got, expected)
+
+    def test_references_go_to_both_terms(self):
+        embeddings, histograms = batch()
+        references, reference_labels = torch.randn(9, 6).double(), torch.arange(9) // 3
+        base = losses.ContrastiveLoss()
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        arguments = {"ref_emb": references, "ref_labels": reference_labels}
+        expected = 0.9 * base(embeddings, LABELS, **arguments) + 0.1 * base(expressed, LABELS, **arguments)
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms, **arguments)
+        torch.testing.assert_close(got, expected)
+
+    @pytest.mark.parametrize("name", ["CrossBatchMemory", "MultipleLosses"])
+    def test_references_are_refused_by_bases_that_take_none(self, name):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss(make_base(name))
+        with pytest.raises(ValueError, match=f"ref_emb does not go with {name}"):
+            loss(embeddings, LABELS, ref_emb=embeddings, ref_labels=LABELS, histograms=histograms)
+
+    def test_expressed_embeddings_never_enter_a_memory(self):
+        embeddings, histograms = batch(torch.float32)
+        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
+        reference = copy.deepcopy(memory)
+        loss = CrossBatchPrototypeLoss(memory)
+        for _ in range(2):
+            expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2).float()
+            expected = 0.9 * reference(embeddings, LABELS) + 0.1 * reference.loss(expressed, LABELS)
+            torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
+        assert memory.queue_idx == 32
+        assert torch.equal(memory.embedding_memory, reference.embedding_memory)
+
+    def test_a_memory_inside_multiple_losses(self):
+        embeddings, histograms = batch(torch.float32)
+        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
+        base = losses.MultipleLosses({"memory": memory, "triplet": losses.TripletMarginLoss()}, weights={"memory": 2, "triplet": 0.5})
+        reference = copy.deepcopy(base)
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2).float()
+        cross = 2 * losses.ContrastiveLoss()(expressed, LABELS) + 0.5 * losses.TripletMarginLoss()(expressed, LABELS)
+        torch.testing.assert_close(got, 0.9 * reference(embeddings, LABELS) + 0.1 * cross)
+        assert memory.queue_idx == 16
+
+    def test_miners_of_multiple_losses_mine_the_embeddings_once_for_both_terms(self):
+        class CountingMiner(miners.TripletMarginMiner):
+            calls = 0
+
+            def mine(self, *args):
+                self.calls += 1
+                return super().mine(*args)
+
+        embeddings, histograms = batch()
+        miner = CountingMiner()
+        parts = [losses.TripletMarginLoss(), losses.ContrastiveLoss()]
+        loss = CrossBatchPrototypeLoss(losses.MultipleLosses(parts, miners=[miner, None], weights=[1, 0.5]))
+        got = loss(embeddings, LABELS, histograms=histograms)
+        assert miner.calls == 1
+        tuples = miners.TripletMarginMiner()(embeddings, LABELS)
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        expected = sum(
+            weight * (parts[0](y, LABELS, tuples) + 0.5 * parts[1](y, LABELS))
+            for weight, y in ((0.9, embeddings), (0.1, expressed))
+        )
+        torch.testing.assert_close(got, expected)
+
+    def test_terms_with_different_distances_get_their_own_expression(self):
+        embeddings, histograms = batch()
+        raw = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
+        unit = losses.TripletMarginLoss()
+        got = CrossBatchPrototypeLoss(losses.MultipleLosses([raw, unit]))(embeddings, LABELS, histograms=histograms)
+        cross = sum(
+            base(expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=flag), LABELS)
+            for base, flag in ((raw, False), (unit, True))
+        )
+        torch.testing.assert_close(got, 0.9 * (raw(embeddings, LABELS) + unit(embeddings, LABELS)) + 0.1 * cross)
+
+    def test_inside_multiple_losses(self):
+        embeddings, _ = batch()
+        loss = losses.MultipleLosses([CrossBatchPrototypeLoss(), losses.TripletMarginLoss()])
+        expected = CrossBatchPrototypeLoss()(embeddings, LABELS) + losses.TripletMarginLoss()(embeddings, LABELS)
+        torch.testing.assert_close(loss(embeddings, LABELS), expected)
+
+    @pytest.mark.parametrize("reducer", [reducers.SumReducer(), reducers.AvgNonZeroReducer(), reducers.ThresholdReducer(low=0.1)])
+    @pytest.mark.parametrize("distance", [distances.CosineSimilarity(), distances.LpDistance(p=1), distances.SNRDistance()])
+    def test_reducers_and_distances_of_the_base(self, reducer, distance):
+        embeddings, histograms = batch()
+        base = losses.TripletMarginLoss(reducer=reducer, distance=distance)
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        torch.testing.assert_close(CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected)
+
+    def test_embedding_regularizer_is_added_once(self):
+        embeddings, histograms = batch()
+        regularizer = regularizers.LpRegularizer()
+        plain = CrossBatchPrototypeLoss()
+        loss = CrossBatchPrototypeLoss(embedding_regularizer=regularizer, embedding_reg_weight=0.5)
+        expected = plain(embeddings, LABELS, histograms=histograms) + 0.5 * regularizer(embeddings)
+        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
+        assert loss.sub_loss_names() == ["metric_loss", "cross_batch_loss", "embedding_reg_loss"]
+
+
+class TestPooling:
+    def test_takes_the_histograms_of_the_last_forward(self):
+        pooling = PrototypePooling(6, 5)
+        loss = CrossBatchPrototypeLoss(pooling=pooling)
+        embeddings = pooling(torch.randn(16, 6, 3, 3))
+        got = loss(embeddings, LABELS)
+        torch.testing.assert_close(got, loss(embeddings, LABELS, histograms=pooling.histograms))
+
+    def test_raises_without_them(self):
+        pooling = PrototypePooling(6, 5)
+        loss = CrossBatchPrototypeLoss(pooling=pooling)
+        embeddings, _ = batch()
+        with pytest.raises(ValueError, match="no forward has run yet"):
+            loss(embeddings, LABELS)
+        pooling.eval()(torch.randn(16, 6, 3, 3))
+        with pytest.raises(ValueError, match="evaluation mode"):
+            loss(embeddings, LABELS)
+
+    def test_is_no_submodule(self):
+        pooling = PrototypePooling(6, 5)
+        loss = CrossBatchPrototypeLoss(losses.ProxyAnchorLoss(4, 6), pooling=pooling)
+        assert loss.pooling is pooling
+        assert [name for name, _ in loss.named_parameters()] == ["loss.proxies"]
+        assert list(loss.state_dict()) == ["loss.proxies"]
+        assert pooling not in list(loss.modules())
+
+    def test_a_copy_of_trunk_and_loss_belongs_together(self):
+        pooling = PrototypePooling(6, 5)
+        pooling(torch.randn(16, 6, 3, 3))
+        parts = {"loss": CrossBatchPrototypeLoss(pooling=pooling), "trunk": pooling}
+        for copied in (copy.deepcopy(parts), pickle.loads(pickle.dumps(parts))):
+            assert copied["loss"].pooling is copied["trunk"]
+            copied["loss"](copied["trunk"](torch.randn(16, 6, 3, 3)), LABELS).backward()
+
+    def test_is_found_behind_parallel_wrappers_and_may_be_anything_with_histograms(self):
+        _, histograms = batch()
+        holder = types.SimpleNamespace(histograms=histograms)
+        wrapper = types.SimpleNamespace(module=holder)
+        embeddings, _ = batch()
+        expected = CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms)
+        assert CrossBatchPrototypeLoss(pooling=wrapper)(embeddings, LABELS) == expected
+        holder.histograms = None
+        with pytest.raises(ValueError, match="holds no histograms"):
+            CrossBatchPrototypeLoss(pooling=wrapper)(embeddings, LABELS)
+
+    def test_warns_once_through_the_logger_of_pml_when_there_is_none(self, caplog):
+        embeddings, _ = batch()
+        loss = CrossBatchPrototypeLoss()
+        with caplog.at_level(logging.WARNING, logger=c_f.LOGGER_NAME):
+            loss(embeddings, LABELS)
+            loss(embeddings, LABELS)
+        assert sum("stands for itself" in record.message for record in caplog.records) == 1
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"cross_batch_weight": -0.1}, ValueError, r"cross_batch_weight must lie in \[0, 1\], got -0.1"),
+            ({"cross_batch_weight": 1.1}, ValueError, r"cross_batch_weight must lie in \[0, 1\], got 1.1"),
+            ({"cross_batch_weight": float("nan")}, ValueError, "got nan"),
+            ({"ridge": 0}, ValueError, "ridge must be positive and finite, got 0"),
+            ({"ridge": -1.0}, ValueError, "ridge must be positive and finite, got -1.0"),
+            ({"distance": distances.LpDistance()}, ValueError, "a distance belongs to loss"),
+            ({"reducer": reducers.MeanReducer()}, ValueError, "a reducer belongs to loss"),
+            ({"loss": torch.nn.MSELoss()}, TypeError, "must be a loss of pytorch-metric-learning.*MSELoss"),
+            ({"loss": "ContrastiveLoss"}, TypeError, "must be a loss of pytorch-metric-learning"),
+            (
+                {"loss": pml_distributed.DistributedLossWrapper(losses.ContrastiveLoss())},
+                TypeError,
+                "DistributedLossWrapper goes around",
+            ),
+            (
+                {"loss": losses.MultipleLosses([losses.ContrastiveLoss(), torch.nn.MSELoss()])},
+                TypeError,
+                "MSELoss",
+            ),
+            ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
+            ({"typo": 1}, TypeError, "typo"),
+        ],
+    )
+    def test_at_construction(self, options, error, message):
+        with pytest.raises(error, match=message):
+            CrossBatchPrototypeLoss(**options)
+
+    @pytest.mark.parametrize("weight", [0, 0.1])
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"labels": None}, ValueError, "labels are missing"),
+            ({"labels": LABELS[:15]}, ValueError, r"labels must have shape \(16,\).*\(15,\)"),
+            ({"labels": LABELS[:, None]}, ValueError, r"labels must have shape \(16,\)"),
+            ({"labels": LABELS.tolist()}, TypeError, "labels must be a tensor of real numbers, got list"),
+            ({"labels": LABELS.float() / 0}, ValueError, "NaN"),
+            ({"embeddings": torch.randn(16)}, ValueError, r"embeddings must have shape.*\(16,\)"),
+            ({"embeddings": torch.randn(0, 6)}, ValueError, r"embeddings must have shape.*\(0, 6\)"),
+            ({"embeddings": torch.ones(16, 6).long()}, TypeError, "floating point.*int64"),
+            ({"histograms": torch.rand(15, 5)}, ValueError, "each of the 16 embeddings, got 15 rows"),
+            ({"histograms": torch.rand(16)}, ValueError, r"\(batch_size, num_prototypes\)"),
+            ({"histograms": torch.ones(16, 5).long()}, TypeError, "histograms must be a tensor of floating point"),
+            ({"histograms": torch.rand(16, 5, device="meta")}, ValueError, "device of the embeddings, cpu, got meta"),
+        ],
+    )
+    def test_in_a_call(self, weight, change, error, message):
+        embeddings, histograms = batch()
+        arguments = {"embeddings": embeddings, "labels": LABELS, "histograms": histograms} | change
+        with pytest.raises(error, match=message):
+            CrossBatchPrototypeLoss(cross_batch_weight=weight)(**arguments)
+
+    @pytest.mark.parametrize("weight", [0, 0.1])
+    @pytest.mark.parametrize("labels", [LABELS, torch.zeros(16)], ids=["four classes", "one class"])
+    @pytest.mark.parametrize("name", ["embeddings", "histograms", "ref_emb"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_values_that_are_not_finite(self, weight, labels, name, value):
+        embeddings, histograms = batch(requires_grad=False)
+        arguments = {"embeddings": embeddings, "histograms": histograms, "ref_emb": embeddings.clone()}
+        arguments[name][3, 2] = value
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=weight)
+        with pytest.raises(ValueError, match=rf"must be finite, got {name} .* with 1 values that are not"):
+            loss(labels=labels, ref_labels=labels, **arguments)
+
+    @pytest.mark.parametrize("weight", [0, 0.1])
+    @pytest.mark.parametrize("name", ["embeddings", "histograms"])
+    @pytest.mark.parametrize("autocast", [True, False])
+    def test_in_float16_the_loss_and_its_gradient_are_not_finite_instead(self, weight, name, autocast):
+        embeddings, histograms = batch(torch.float32 if autocast else torch.float16, requires_grad=False)
+        arguments = {"embeddings": embeddings, "histograms": histograms}
+        arguments[name][3, 2] = float("inf")
+        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
+        embeddings.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+            value = CrossBatchPrototypeLoss(memory, cross_batch_weight=weight)(labels=LABELS, **arguments)
+        assert not value.isfinite()
+        value.backward()
+        assert not embeddings.grad.isfinite().any()
+        assert memory.embedding_memory.isfinite().all()
+        assert memory.queue_idx == 0
