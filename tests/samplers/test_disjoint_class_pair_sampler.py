@@ -318,6 +318,9 @@ def test_default_length_is_that_of_mperclasssampler():
         LABELS.astype(np.uint8),
         LABELS.astype(np.int16)[::-1][::-1],
         LABELS - 2**62,
+        LABELS.astype(np.uint64) + np.uint64(2**63),
+        (LABELS * 12 - 128).astype(np.int8),
+        LABELS * 2**40 - 2**44,
         LABELS / 4,
         [f"class {label:02d}" for label in LABELS],
         np.array([f"class {label:02d}" for label in LABELS], dtype=object),
@@ -354,8 +357,9 @@ def test_memory_does_not_grow_with_the_length_of_the_epoch():
     assert peaks[1] < 1.1 * peaks[0]
 
 
-def test_memory_is_at_most_three_times_the_labels():
-    labels = np.random.default_rng(0).integers(0, 20_000, 200_000)
+@pytest.mark.parametrize("spacing", [1, 10**9])
+def test_memory_is_at_most_three_times_the_labels(spacing):
+    labels = np.random.default_rng(0).integers(0, 20_000, 200_000) * spacing
     tracemalloc.start()
     next(iter(sampler_of(labels, length_before_new_iter=10**6)))
     kept, peak = tracemalloc.get_traced_memory()
