@@ -1,0 +1,1 @@
+from .prototype_hook_container import PrototypeHookContainer as PrototypeHookContainer

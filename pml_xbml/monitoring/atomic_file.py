@@ -1,0 +1,34 @@
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file for writing that comes into being whole, or not at all.
+
+    The bytes go to a hidden file in the same folder, which takes the place of ``path`` in one step once they
+    have reached the disk. A process that dies before that leaves the former ``path`` as it was, and a hidden
+    file that the next write of the same path overwrites.
+
+    Args:
+        path: The file to write. Its folder has to exist.
+
+    Returns:
+        A context manager that gives the open binary file.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    partial_path = os.path.join(folder, f".{name}.partial")
+    with open(partial_path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial_path, path)
+    if os.name == "posix":
+        # The new name is on disk only once its folder is.
+        folder_descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(folder_descriptor)
+        finally:
+            os.close(folder_descriptor)

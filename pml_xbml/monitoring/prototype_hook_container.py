@@ -1,0 +1,160 @@
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils.logging_presets import HookContainer
+
+from .atomic_file import atomic_file
+from .checkpoint import Checkpoint
+
+
+class PrototypeHookContainer(HookContainer):
+    """PML's hooks, with checkpoints that a killed run resumes from bit for bit.
+
+    Everything that :class:`~pytorch_metric_learning.utils.logging_presets.HookContainer` does is done, and
+    its model files keep their names; but each file is written whole or not at all. In addition one file,
+    ``checkpoint.pth`` in the model folder, holds the state of the whole run (see
+    :class:`~pml_xbml.monitoring.checkpoint.Checkpoint`).
+
+    Args:
+        record_keeper: As in PML.
+        record_group_name_prefix: As in PML.
+        primary_metric: As in PML.
+        validation_split_name: As in PML.
+        save_models: As in PML: whether to keep the latest and the best models in files of their own.
+            Checkpoints do not depend on it.
+        log_freq: As in PML.
+        checkpoint_interval: Make a checkpoint after every so many epochs, and after the one that patience
+            ends training with. ``None``: never.
+
+    Raises:
+        ValueError: if ``checkpoint_interval`` is less than 1.
+
+    Example:
+        A script that is started again after it was killed goes on where it was::
+
+            hooks = PrototypeHookContainer(record_keeper)
+            trainer = trainers.MetricLossOnly(
+                …, end_of_iteration_hook=hooks.end_of_iteration_hook,
+                end_of_epoch_hook=hooks.end_of_epoch_hook(tester, dataset_dict, "saved_models"),
+            )
+            start_epoch = hooks.resume(trainer, "saved_models")
+            trainer.train(start_epoch, num_epochs)
+    """
+
+    def __init__(
+        self,
+        record_keeper: Any,
+        record_group_name_prefix: str | None = None,
+        primary_metric: str = "mean_average_precision_at_r",
+        validation_split_name: str = "val",
+        save_models: bool = True,
+        log_freq: int = 50,
+        checkpoint_interval: int | None = 1,
+    ) -> None:
+        if checkpoint_interval is not None and checkpoint_interval < 1:
+            raise ValueError(
+                f"checkpoint_interval is {checkpoint_interval}; give the number of epochs between two "
+                "checkpoints, at least 1, or None for no checkpoints."
+            )
+        super().__init__(
+            record_keeper,
+            record_group_name_prefix=record_group_name_prefix,
+            primary_metric=primary_metric,
+            validation_split_name=validation_split_name,
+            save_models=save_models,
+            log_freq=log_freq,
+        )
+        self.checkpoint_interval = checkpoint_interval
+        self._checkpoints: dict[str, Checkpoint] = {}
+
+    def end_of_epoch_hook(
+        self,
+        tester: Any,
+        dataset_dict: Mapping[str, Any],
+        model_folder: str,
+        test_interval: int = 1,
+        patience: int | None = None,
+        splits_to_eval: Sequence[tuple[str, list[str]]] | None = None,
+        test_collate_fn: Callable[..., Any] | None = None,
+    ) -> Callable[[Any], bool]:
+        """PML's hook, followed by the checkpoint.
+
+        Args:
+            tester: As in PML.
+            dataset_dict: As in PML.
+            model_folder: As in PML; the folder of the checkpoint too.
+            test_interval: As in PML.
+            patience: As in PML.
+            splits_to_eval: As in PML.
+            test_collate_fn: As in PML.
+
+        Returns:
+            The function to give to a trainer as ``end_of_epoch_hook``.
+        """
+        test_and_save = super().end_of_epoch_hook(
+            tester, dataset_dict, model_folder, test_interval, patience, splits_to_eval, test_collate_fn
+        )
+
+        def actual_hook(trainer: Any) -> bool:
+            continue_training: bool = test_and_save(trainer)
+            checkpoint = self._checkpoint(model_folder)
+            checkpoint.count_epoch(trainer)
+            if self.checkpoint_interval is not None and (
+                trainer.epoch % self.checkpoint_interval == 0 or not continue_training
+            ):
+                checkpoint.save(trainer, trainer.epoch, is_finished=not continue_training)
+            return continue_training
+
+        return actual_hook
+
+    def resume(self, trainer: Any, model_folder: str) -> int:
+        """Goes on from the folder's checkpoint; where there is none, makes one of the run's beginning.
+
+        Call it last before ``trainer.train``: it sets the state of the random generators. Records that were
+        made after the checkpoint are taken back (see
+        :func:`~pml_xbml.monitoring.record_marks.rewind_records`).
+
+        Args:
+            trainer: A trainer, built as the one that made the checkpoint.
+            model_folder: The folder that was given to :meth:`end_of_epoch_hook`.
+
+        Returns:
+            The ``start_epoch`` for ``trainer.train``. Where patience has ended the training it is beyond any
+            number of epochs, so that ``trainer.train`` does nothing.
+
+        Raises:
+            ValueError: if the trainer is not built as the one that made the checkpoint.
+        """
+        os.makedirs(model_folder, exist_ok=True)
+        checkpoint = self._checkpoint(model_folder)
+        if not checkpoint.exists():
+            checkpoint.save(trainer, epoch=0)
+            return 1
+        epoch, is_finished = checkpoint.load(trainer)
+        if is_finished:
+            c_f.LOGGER.info("Training had ended with epoch %d: validation accuracy had plateaued.", epoch)
+            return sys.maxsize
+        c_f.LOGGER.info("Resuming after epoch %d", epoch)
+        return epoch + 1
+
+    def save_models(
+        self, trainer: Any, model_folder: str, curr_suffix: int | str, prev_suffix: int | str | None = None
+    ) -> None:
+        """PML's files of models, each written whole or not at all; the former ones go when all are there."""
+        if not self.do_save_models:
+            return
+        all_objects = [getattr(trainer, attribute, {}) for attribute in self.saveable_trainer_objects]
+        for objects in all_objects:
+            for name, obj in objects.items():
+                with atomic_file(c_f.modelpath_creator(model_folder, name, curr_suffix)) as file:
+                    c_f.save_model(obj, file)
+        if prev_suffix is not None:
+            for objects in all_objects:
+                c_f.delete_dict_of_models(objects, prev_suffix, model_folder)
+
+    def _checkpoint(self, model_folder: str) -> Checkpoint:
+        path = os.path.join(model_folder, "checkpoint.pth")
+        return self._checkpoints.setdefault(path, Checkpoint(path, self.record_keeper))

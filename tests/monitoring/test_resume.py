@@ -1,0 +1,125 @@
+import csv
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+# A forked child has all modules imported already: a start costs milliseconds, not seconds.
+FORK = multiprocessing.get_context("fork")
+
+
+def start(run_class, folder, num_epochs, **options):
+    def train():
+        run_class(folder, **options).train(num_epochs)
+
+    process = FORK.Process(target=train)
+    process.start()
+    return process
+
+
+def run_to_its_end(run_class, folder, num_epochs, **options):
+    process = start(run_class, folder, num_epochs, **options)
+    process.join()
+    assert process.exitcode == 0
+
+
+def final_state(folder):
+    state = torch.load(os.path.join(folder, "saved_models", "checkpoint.pth"), weights_only=True)
+    return {name: value for name, value in state.items() if name != "records"}
+
+
+def assert_identical(first, second):
+    """Bit for bit: NaN included, and dtypes too."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert_identical(first[name], second[name])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_identical(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+def recorded_tables(folder):
+    with sqlite3.connect(os.path.join(folder, "logs", "logs.db")) as connection:
+        names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            name: [row[1:] for row in connection.execute(f"SELECT * FROM [{name}] ORDER BY id")]
+            for name in names
+            if name != "sqlite_sequence"
+        }
+
+
+def recorded_csv_rows(folder):
+    return {
+        path.name: list(csv.reader(path.open()))
+        for path in Path(folder, "logs").iterdir()
+        if path.suffix == ".csv"
+    }
+
+
+def recorded_scalars(folder):
+    events = EventAccumulator(os.path.join(folder, "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: sorted((event.step, event.value) for event in events.Scalars(tag))
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def saved_files(folder):
+    return {path.name for path in Path(folder, "saved_models").iterdir() if not path.name.startswith(".")}
+
+
+def assert_same_run(folder, unbroken_folder):
+    assert_identical(final_state(folder), final_state(unbroken_folder))
+    assert saved_files(folder) == saved_files(unbroken_folder)
+    assert recorded_tables(folder) == recorded_tables(unbroken_folder)
+    assert recorded_csv_rows(folder) == recorded_csv_rows(unbroken_folder)
+    assert recorded_scalars(folder) == recorded_scalars(unbroken_folder)
+
+
+@pytest.fixture(autouse=True)
+def everything_imported(tiny_run, tmp_path_factory):
+    """PyTorch and PML import much at the first use only: what is imported here no child has to import."""
+    tiny_run(tmp_path_factory.mktemp("warm_up")).train(1)
+
+
+def run_and_kill(run_class, folder, delay, **options):
+    process = start(run_class, folder, num_epochs=sys.maxsize, **options)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("num_kills", "num_workers"), [(20, 0), (3, 2)])
+def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tiny_run, tmp_path, num_kills, num_workers):
+    options = {"num_workers": num_workers}
+    started = time.monotonic()
+    run_to_its_end(tiny_run, tmp_path / "timed", num_epochs=1, **options)
+    longest_delay = 3 * (time.monotonic() - started)
+
+    moments = random.Random(0)
+    for _ in range(num_kills):
+        run_and_kill(tiny_run, tmp_path / "killed", moments.uniform(0, longest_delay), **options)
+    checkpoint = tmp_path / "killed" / "saved_models" / "checkpoint.pth"
+    num_epochs = 1 + (final_state(tmp_path / "killed")["epoch"] if checkpoint.exists() else 0)
+    run_to_its_end(tiny_run, tmp_path / "killed", num_epochs, **options)
+    run_to_its_end(tiny_run, tmp_path / "unbroken", num_epochs, **options)
+
+    assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
