@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pytorch_metric_learning.utils import common_functions as c_f
-from scipy.sparse import coo_array
 from torch.utils.data import Sampler
 
+from .labels_by_class import group_by_class, label_array
 from .shuffled_passes import Integers, derive_keys, draw_items
 
 # Enough draws at once to make the cost of a numpy call small, few enough for the memory not to show.
@@ -24,20 +24,20 @@ class DisjointClassPairSampler(Sampler[int]):
     pytorch-metric-learning.
 
     Every class is drawn before any class is drawn again, and inside a class every sample before any sample
-    is drawn again; both go on from one epoch to the next. A class with fewer than `m` samples repeats them
-    only as needed.
+    is drawn again; both go on from one whole epoch to the next. A class with fewer than `m` samples repeats
+    them only as needed.
 
     With several replicas all of them make the same plan from `seed`, and each takes its own part of every
     step. All first halves together have no class in common with all second halves together. While
     `num_replicas * batch_size / m` is at most the number of classes, no class is in two replicas' batches
-    of the same step. Otherwise each class of a step is shared by the same number of replicas, the smallest
-    that divides the step evenly, always on the same side; they share samples of a class only if it has
-    fewer than they draw together.
+    of the same step. Otherwise every class of a step is drawn by the same number of replicas, the
+    smallest that makes the step come out even, on the same side by all; they share samples of it only if it
+    has fewer than they draw together.
 
-    The samples of batch number t of an epoch are computed from the seed, the epoch and t alone. So nothing
-    is stored but the labels' order, memory does not grow with `length_before_new_iter`, and resuming costs
-    nothing. Each iteration goes on to the next epoch by itself, from its start, also if the one before was
-    left early.
+    The samples of a batch are computed from the seed, the epoch and the batch's number in it alone. So
+    nothing is stored but the samples ordered by class, memory does not grow with `length_before_new_iter`,
+    and resuming costs nothing. Each iteration goes on to the next epoch by itself, from its start, also if
+    the one before was left early.
 
     Args:
         labels: the N class labels of the data set, 1-D: a tensor, an array or a sequence of numbers or
@@ -46,7 +46,7 @@ class DisjointClassPairSampler(Sampler[int]):
         batch_size: a multiple of `2 * m`. At least `batch_size / m` classes are needed.
         length_before_new_iter: samples of an epoch, per replica, at least `batch_size`. It is rounded down
             to a multiple of `batch_size`.
-        seed: 0 <= seed < 2**64. If None, the first use draws one from
+        seed: what the batches follow from, 0 <= seed < 2**64. If None, the first use draws one from
             `pytorch_metric_learning.utils.common_functions.NUMPY_RANDOM`.
         num_replicas: number of processes that train together. If None, the size of the default process
             group, or 1 if there is none.
@@ -100,16 +100,14 @@ class DisjointClassPairSampler(Sampler[int]):
         self.num_replicas, self.rank = _replica(num_replicas, rank)
         if length * self.num_replicas >= 2**62:
             raise ValueError(f"length_before_new_iter is beyond what 64-bit integers count; got {length}")
-        self.seed = None if seed is None else _integer("seed", seed, minimum=0)
-        if self.seed is not None and self.seed >= 2**64:
-            raise ValueError(f"seed must be below 2**64; got {seed}")
+        self.seed = None if seed is None else _integer("seed", seed, minimum=0, below=2**64)
         if self.seed is None and self.num_replicas > 1:
             raise ValueError(
                 f"seed is None, but {self.num_replicas} replicas make the same plan only from the same seed: "
                 "give every replica the same integer"
             )
 
-        self._indices, self._class_starts = _group_by_class(_label_array(labels))
+        self._indices, self._class_starts = group_by_class(label_array(labels))
         self._class_sizes = np.diff(self._class_starts)
         self._labels_checksum = zlib.crc32(self._class_starts.data, zlib.crc32(self._indices.data))
         self.num_classes = len(self._class_sizes)
@@ -242,14 +240,11 @@ class DisjointClassPairSampler(Sampler[int]):
             state_dict: what `state_dict` returned on any replica of a sampler of the same configuration.
 
         Raises:
-            ValueError: if the state is of another configuration, or not of this class.
+            ValueError: if the state is of a sampler of another configuration, or of another class.
         """
         expected = {"seed", "epoch", "batch", "configuration"}
         if not isinstance(state_dict, Mapping) or set(state_dict) != expected:
-            came = sorted(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
-            raise ValueError(
-                f"state_dict must be what state_dict() returns, with {sorted(expected)}; got {came}"
-            )
+            raise ValueError(f"state_dict must be what state_dict() returned; got {state_dict!r:.200}")
         here, there = self._configuration(), state_dict["configuration"]
         if self.seed is not None:  # a seed that was drawn is the state's to replace
             here, there = here | {"seed": self.seed}, there | {"seed": state_dict["seed"]}
@@ -261,11 +256,9 @@ class DisjointClassPairSampler(Sampler[int]):
         if differences:
             raise ValueError("state_dict is of a sampler of another configuration: " + "; ".join(differences))
         epoch = self._checked_epoch(state_dict["epoch"])
-        batch = _integer("batch in state_dict", state_dict["batch"], minimum=0)
         batches_per_epoch = self.list_size // self.batch_size
-        if batch >= batches_per_epoch:
-            raise ValueError(f"batch in state_dict must be below {batches_per_epoch}; got {batch}")
-        self._plan_seed = _integer("seed in state_dict", state_dict["seed"], minimum=0)
+        batch = _integer("batch in state_dict", state_dict["batch"], minimum=0, below=batches_per_epoch)
+        self._plan_seed = _integer("seed in state_dict", state_dict["seed"], minimum=0, below=2**64)
         self.epoch, self._first_batch, self._has_begun = epoch, batch, False
 
     def _configuration(self) -> dict[str, int]:
@@ -280,7 +273,7 @@ class DisjointClassPairSampler(Sampler[int]):
         }
 
 
-def _integer(name: str, value: Any, minimum: int) -> int:
+def _integer(name: str, value: Any, minimum: int, below: int | None = None) -> int:
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     try:
@@ -289,6 +282,8 @@ def _integer(name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"{name} must be an integer; got {value!r} of type {type(value).__name__}") from error
     if integer < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {integer}")
+    if below is not None and integer >= below:
+        raise ValueError(f"{name} must be below {below}; got {integer}")
     return integer
 
 
@@ -308,46 +303,3 @@ def _replica(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
     if rank >= num_replicas:
         raise ValueError(f"rank must be below num_replicas = {num_replicas}; got {rank}")
     return num_replicas, rank
-
-
-def _label_array(labels: ArrayLike | torch.Tensor) -> NDArray[Any]:
-    if labels is None:
-        raise ValueError("labels are missing: got None; give one label for every sample of the data set")
-    if isinstance(labels, torch.Tensor):
-        labels = labels.detach().cpu()
-        labels = (labels.double() if labels.is_floating_point() else labels).numpy()
-    try:
-        array = np.asarray(labels)
-    except ValueError as error:
-        raise ValueError(
-            "labels must be 1-D, one label a sample; got sequences of several lengths"
-        ) from error
-    if array.ndim != 1:
-        raise ValueError(
-            f"labels must be 1-D, one label a sample; got shape {array.shape} from {type(labels).__name__}"
-        )
-    if array.size == 0:
-        raise ValueError("labels are empty: give one label for every sample of the data set")
-    missing = np.flatnonzero(array != array)
-    if missing.size:
-        raise ValueError(f"labels must not be NaN; got {array[missing[0]]} for sample {missing[0]}")
-    return array
-
-
-def _group_by_class(labels: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
-    """The indices of the samples class after class (N,), and where in them each class starts (C + 1,)."""
-    smallest_type = np.min_scalar_type(-len(labels))
-    if labels.dtype.kind in "biu" and int(labels.max()) - int(labels.min()) < len(labels):
-        # Modulo 2**64 the difference is right for every integer type.
-        offsets = (labels.astype(np.uint64) - labels.min().astype(np.uint64)).astype(smallest_type)
-        samples = np.arange(len(labels), dtype=smallest_type)
-        # The conversion is a counting sort: linear, and an order of magnitude faster than sorting.
-        table = coo_array((np.ones(len(labels), dtype=np.int8), (offsets, samples))).tocsr()
-        return table.indices.astype(smallest_type), np.unique(table.indptr).astype(np.int64)
-    try:
-        indices = np.argsort(labels, kind="stable")
-    except TypeError as error:
-        raise TypeError(f"labels must be of one kind that can be sorted, as integers are: {error}") from error
-    ordered = labels[indices]
-    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    return indices.astype(smallest_type), np.concatenate([[0], starts, [len(labels)]])

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import samplers as pml_samplers
@@ -53,7 +53,8 @@ def configurations(draw, max_replicas=1):
     classes_per_half = draw(st.integers(1, 5))
     num_classes = draw(st.integers(2 * classes_per_half, 2 * classes_per_half + 25))
     sizes = draw(st.lists(st.integers(1, 14), min_size=num_classes, max_size=num_classes))
-    labels = draw(st.permutations(np.repeat(np.arange(num_classes) * 7 - 20, sizes).tolist()))
+    order = np.random.default_rng(draw(st.integers(0, 2**32))).permutation(sum(sizes))
+    labels = np.repeat(np.arange(num_classes) * 7 - 20, sizes)[order].tolist()
     batch_size = 2 * classes_per_half * m
     return {
         "labels": labels,
@@ -96,7 +97,6 @@ def test_every_class_and_every_sample_is_drawn_before_any_is_drawn_again(config)
         assert_all_before_any_again([i for i in indices if labels[i] == label], members)
 
 
-@settings(max_examples=200)
 @given(configurations(max_replicas=5))
 def test_replicas_share_no_more_than_they_must(config):
     labels, m, num_replicas = config["labels"], config["m"], config["num_replicas"]
@@ -153,9 +153,9 @@ def test_resuming_continues_as_if_unbroken(config, data):
     rank = data.draw(st.integers(0, config["num_replicas"] - 1))
     batch_size = config["batch_size"]
     batches_per_epoch = len(sampler_of(rank=rank, **config)) // batch_size
-    unbroken = batches_of(epochs_of(sampler_of(rank=rank, **config), 6), batch_size)
+    unbroken = batches_of(epochs_of(sampler_of(rank=rank, **config), 5), batch_size)
     sampler, consumed, continued = sampler_of(rank=rank, **config), 0, []
-    for _ in range(4):
+    for _ in range(3):
         batches = batches_of(list(sampler), batch_size)
         stop = data.draw(st.integers(0, len(batches)))
         continued += batches[:stop]
@@ -445,7 +445,7 @@ def test_trains_with_the_trainer_of_pml():
         ),
         ({"length_before_new_iter": 2**62}, ValueError, "length_before_new_iter is beyond"),
         ({"seed": -1}, ValueError, "seed must be at least 0; got -1"),
-        ({"seed": 2**64}, ValueError, r"seed must be below 2\*\*64"),
+        ({"seed": 2**64}, ValueError, f"seed must be below {2**64}; got {2**64}"),
         ({"seed": 0.5}, TypeError, "seed must be an integer"),
         ({"num_replicas": 0}, ValueError, "num_replicas must be at least 1"),
         ({"num_replicas": 2}, ValueError, "rank is missing"),
@@ -469,8 +469,8 @@ def test_bad_arguments_are_refused(arguments, error, message):
         ("state_dict", 9, ValueError, "which has 8 batches; got 9"),
         ("state_dict", -1, ValueError, "batches_consumed must be at least 0; got -1"),
         ("state_dict", None, TypeError, "batches_consumed must be an integer; got None"),
-        ("load_state_dict", None, ValueError, "state_dict must be what state_dict.. returns.*got NoneType"),
-        ("load_state_dict", {"epoch": 1}, ValueError, r"state_dict must be .*got \['epoch'\]"),
+        ("load_state_dict", None, ValueError, "state_dict must be what state_dict.. returned; got None"),
+        ("load_state_dict", {"epoch": 1}, ValueError, "state_dict must be .*got {'epoch': 1}"),
     ],
 )
 def test_bad_positions_are_refused(method, argument, error, message):
