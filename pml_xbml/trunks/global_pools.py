@@ -1,8 +1,8 @@
 """Where known networks average their local features, and what they do with the average.
 
 A row for each class of torchvision and pretrainedmodels that can be known beforehand, and one rule for timm,
-whose networks share their names; what is not here is measured by `pool_search`. Networks are recognised by the
-names of their classes, so that none of these libraries is imported.
+whose networks share their names; what is not here is measured by `pool_search`. Networks are recognised by
+the names of their classes, so that none of these libraries is imported.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def _timm_ending(network: Any) -> Ending:
         *("global_pool", "attn_pool", "fc_norm", "pre_logits", "norm_head", "flatten", "pre_classifier"),
         *("head_drop", "head", "head_dist", "aux_head", "fc", "classifier", "classif", "last_linear"),
     )
-    # MobileNetV3 widens the average by a convolution, EfficientNet the local features by one of the same name.
-    # The widths in front of the average and of the classifier tell them apart.
+    # MobileNetV3 widens the average by a convolution, EfficientNet widens the local features by one of that
+    # name. The widths in front of the average and of the classifier tell them apart.
     if getattr(network, "head_hidden_size", num_features) != num_features:
         followers = (*followers, "conv_head")
     return Ending(num_features, followers, features=_timm_features)

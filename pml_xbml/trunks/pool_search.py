@@ -14,9 +14,11 @@ from torch import nn
 
 from .global_pools import Ending, replace_module
 
-# Fully convolutional networks take any size; others are nearly always made for one of these. The most common
-# one comes first, because pools of a fixed size, such as AvgPool2d(7), are global there.
-_IMAGE_SIZES = (224, 299, 331, 256, 128, 96, 64, 32, 28)
+# Fully convolutional networks take any size; others are nearly always made for one of these. They ascend,
+# because a pool of a fixed size, such as AvgPool2d(7), refuses smaller feature maps and is global on the
+# first that it takes.
+_IMAGE_SIZES = (28, 32, 64, 96, 128, 224, 256, 299, 331)
+_ERRORS_OF_A_RUN = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
 
 
 @dataclass
@@ -63,27 +65,31 @@ def search_ending(network: nn.Module, pool: str | None = None) -> Ending:
     """
     if pool is not None:
         _check_name(network, pool)
+    candidates: dict[str, None] = {}
+    errors = []
     with evaluation(network), torch.random.fork_rng(devices=[]):
-        calls, output, images = _watch(network)
-        if pool is not None:
-            return _named_ending(network, pool, calls, images)
-        if not isinstance(output, torch.Tensor):
-            raise ValueError(
-                f"the trunk ({type(network).__name__}) must return one tensor, got {type(output).__name__}; "
-                "wrap the part of it that returns feature maps (B, C, H, W) or tokens (B, N, C)"
-            )
-        if output.dim() == 3 or (output.dim() == 4 and output.shape[2:].numel() > 1):
-            num_features = output.shape[1] if output.dim() == 4 else output.shape[2]
-            return Ending(num_features)
-        averages = list(dict.fromkeys(call.name for call in reversed(calls) if call.averages))
-        for name in averages:
-            ending = _ending_at(name, calls)
-            if _returns_the_pool(network, ending, images):
-                return ending
+        for channels, size in itertools.product(_channels_of_images(network), _IMAGE_SIZES):
+            images = _noise_images(network, channels, size)
+            try:
+                calls, output = _watched_run(network, images)
+            except _ERRORS_OF_A_RUN as error:
+                errors.append(f"{tuple(images.shape)}: {error}")
+                continue
+            if pool is not None:
+                return _named_ending(network, pool, calls, images)
+            if _are_features(network, output):
+                return Ending(output.shape[1] if output.dim() == 4 else output.shape[2])
+            averages = dict.fromkeys(call.name for call in reversed(calls) if call.averages)
+            for name in averages:
+                ending = _ending_at(name, calls)
+                if _returns_the_pool(network, ending, images):
+                    return ending
+            candidates |= averages
     raise ValueError(
         f"cannot tell where the trunk ({type(network).__name__}) averages its local features: "
-        f"{_described_candidates(network, averages)}. Give the dotted name of its last pool as `pool`, or "
-        "wrap the part of the network that returns feature maps (B, C, H, W) or tokens (B, N, C)"
+        f"{_described_candidates(network, list(candidates), errors)}. Give the dotted name of its last pool "
+        "as `pool`, or wrap the part of the network that returns feature maps (B, C, H, W) or tokens "
+        "(B, N, C)"
     )
 
 
@@ -101,11 +107,23 @@ def _pool_like_modules(network: nn.Module) -> list[str]:
     return [text for name, text in described if name and "pool" in text.lower()]
 
 
-def _described_candidates(network: nn.Module, averages: list[str]) -> str:
+def _are_features(network: nn.Module, output: Any) -> bool:
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(
+            f"the trunk ({type(network).__name__}) must return one tensor, got {type(output).__name__}; "
+            "wrap the part of it that returns feature maps (B, C, H, W) or tokens (B, N, C)"
+        )
+    return output.dim() == 3 or (output.dim() == 4 and output.shape[2:].numel() > 1)
+
+
+def _described_candidates(network: nn.Module, averages: list[str], errors: list[str]) -> str:
     if averages:
         return f"the candidates {averages} average feature maps, but what follows them cannot be dropped"
     named = _pool_like_modules(network)
-    return f"no module gave the average of its input; candidates by name are {named or 'none'}"
+    reason = "no module gave the average of its input"
+    if len(errors) == len(_IMAGE_SIZES) * len(_channels_of_images(network)):
+        reason = f"it takes images of none of the sizes {_IMAGE_SIZES}, e.g. {errors[0]}"
+    return f"{reason}; candidates by name are {named or 'none'}"
 
 
 def _named_ending(network: nn.Module, pool: str, calls: list[_Call], images: torch.Tensor) -> Ending:
@@ -127,27 +145,13 @@ def _named_ending(network: nn.Module, pool: str, calls: list[_Call], images: tor
     return ending
 
 
-def _watch(network: nn.Module) -> tuple[list[_Call], Any, torch.Tensor]:
-    """Runs the network on images of the first size that it takes."""
-    errors = []
-    for size in _IMAGE_SIZES:
-        images = _noise_images(network, size)
-        try:
-            calls, output = _watched_run(network, images)
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-            errors.append(f"{tuple(images.shape)}: {error}")
-        else:
-            return calls, output, images
-    raise ValueError(
-        f"cannot tell where the trunk ({type(network).__name__}) averages its local features, because it "
-        f"takes images of none of the sizes {_IMAGE_SIZES}: {errors[0]}. Candidates by name are "
-        f"{_pool_like_modules(network) or 'none'}; wrap the part of the network in front of its average"
-    )
+def _channels_of_images(network: nn.Module) -> list[int]:
+    """Colour or grey, if a convolution takes that; else what the first convolution takes."""
+    channels = [module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return list(dict.fromkeys([*(c for c in (3, 1) if c in channels), *channels[:1]])) or [3]
 
 
-def _noise_images(network: nn.Module, size: int) -> torch.Tensor:
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    channels = next((convolution.in_channels for convolution in convolutions), 3)
+def _noise_images(network: nn.Module, channels: int, size: int) -> torch.Tensor:
     noise = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     parameter = next((p for p in network.parameters() if p.is_floating_point()), noise)
     return noise.to(parameter)
@@ -232,7 +236,7 @@ def _returns_the_pool(network: nn.Module, ending: Ending, images: torch.Tensor) 
         module.training = next(module.children(), None) is not None
     try:
         output = network(images)
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
+    except _ERRORS_OF_A_RUN:
         return False
     finally:
         network.eval()
