@@ -1,0 +1,236 @@
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from powerful_benchmarker.utils import common_functions as benchmarker_c_f
+
+from pml_xbml.monitoring.random_state import preserved_random_state
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+# Prototypes are chosen among the local features of so many images.
+_NUM_IMAGES_FOR_PROTOTYPES = 256
+
+# Classes that the configs name one of each of.
+_KINDS_OF_CLASSES = (
+    "dataset",
+    "split_manager",
+    "sampler",
+    "trainer",
+    "tester",
+    "hook_container",
+    "aggregator",
+    "ensemble",
+)
+
+# What a class nested in another's arguments is, by the argument's name.
+_KINDS_OF_NESTED_CLASSES = {
+    "accuracy_calculator": "accuracy_calculator",
+    "distance": "distance",
+    "embedding_regularizer": "regularizer",
+    "loss": "loss",
+    "miner": "miner",
+    "reducer": "reducer",
+    "trunk": "model",
+    "visualizer": "visualizer",
+    "weight_regularizer": "regularizer",
+}
+
+
+class _CarriedError(Exception):
+    """Carries a ``ValueError`` past the place that would drop its message."""
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class PluginAPIParserMixin:
+    """What a run of powerful-benchmarker does differently with this plugin, and with PML 2.
+
+    - Names of classes are checked before there is a folder, errors keep their words, and a folder that is
+      taken is an error.
+    - The loss gets the trunk's histograms, the prototypes start from training images.
+    - A resumed run draws the random numbers that an unbroken one would have drawn.
+
+    For any of powerful-benchmarker's API parsers.
+    """
+
+    args: Any
+    device: torch.device
+    epoch: int
+    experiment_folder: str
+    factories: dict[str, Any]
+    latest_sub_experiment_epochs: dict[str, int]
+    models: dict[str, torch.nn.Module]
+    pytorch_getter: Any
+    split_manager: Any
+
+    def run(self) -> Any:
+        """Trains or evaluates.
+
+        Returns:
+            The primary metric on the validation set, averaged over the training sets, and its standard error
+            if there are several; None after an evaluation.
+
+        Raises:
+            AttributeError: if a class in the configs does not exist.
+        """
+        self._check_class_names()
+        return super().run()  # type: ignore[misc]
+
+    def make_dir(self) -> None:
+        """Makes the experiment's folder.
+
+        Raises:
+            FileExistsError: if there is an experiment in it.
+        """
+        try:
+            super().make_dir()  # type: ignore[misc]
+        except SystemExit:
+            raise FileExistsError(
+                f"There is an experiment in {self.experiment_folder!r}. Go on with it with --resume_training "
+                "latest, give another --experiment_name, or delete the folder."
+            ) from None
+
+    def run_train_or_eval(self) -> Any:
+        """As in powerful-benchmarker, where every ``ValueError`` loses its message.
+
+        Returns:
+            As :meth:`run`.
+        """
+        try:
+            return super().run_train_or_eval()  # type: ignore[misc]
+        except _CarriedError as carried:
+            raise carried.error from None
+
+    def run_for_each_split_scheme(self) -> None:
+        """As in powerful-benchmarker."""
+        try:
+            super().run_for_each_split_scheme()  # type: ignore[misc]
+        except ValueError as error:
+            raise _CarriedError(error) from error
+
+    def set_models_optimizers_losses(self) -> None:
+        """Builds all that training needs, and chooses the prototypes of a run that begins."""
+        super().set_models_optimizers_losses()  # type: ignore[misc]
+        if self.is_training():  # type: ignore[attr-defined]
+            # The model files may be one step ahead of the checkpoint that training goes on from.
+            self.latest_sub_experiment_epochs[self.split_manager.curr_split_scheme_name] = self.epoch - 1
+            if self.epoch == 1:
+                self._init_prototypes()
+
+    def setup_eval_and_run(self, load_best_model: bool, use_input_embedder: bool) -> None:
+        """Evaluates untrained and best models, without a trace in what is drawn afterwards.
+
+        Args:
+            load_best_model: As in powerful-benchmarker.
+            use_input_embedder: As in powerful-benchmarker.
+        """
+        with preserved_random_state():
+            super().setup_eval_and_run(load_best_model, use_input_embedder)  # type: ignore[misc]
+
+    def eval_ensemble(self) -> None:
+        """Evaluates the concatenated embeddings of all training sets' models."""
+        if "val" in self.args.splits_to_eval and self.split_manager.num_split_schemes > 1:
+            logging.warning(
+                "The ensemble is evaluated on the validation classes of the first training set, which its "
+                "other models were trained on. For a number to report, give --splits_to_eval [test]."
+            )
+        super().eval_ensemble()  # type: ignore[misc]
+
+    def get_tester(self, **kwargs: Any) -> Any:
+        """Builds the tester.
+
+        Args:
+            **kwargs: As in powerful-benchmarker.
+
+        Returns:
+            The tester, which knows the splits that each split is compared with.
+        """
+        tester = super().get_tester(**kwargs)  # type: ignore[misc]
+        references = getattr(self.split_manager, "reference_splits", {})
+        tester.reference_split_names.update({query: list(splits) for query, splits in references.items()})
+        return tester
+
+    def default_kwargs_loss_funcs(self) -> dict[str, Any]:
+        """What the loss factory is told."""
+        return {
+            **super().default_kwargs_loss_funcs(),  # type: ignore[misc]
+            "embedding_size": lambda: self._embedding_size(),
+            "pooling": lambda: self._prototype_trunk(),
+        }
+
+    def default_kwargs_sampler(self) -> dict[str, Any]:
+        """What the sampler factory is told."""
+        return {
+            **super().default_kwargs_sampler(),  # type: ignore[misc]
+            "batch_size": lambda: benchmarker_c_f.first_val_of_dict(self.args.trainer)["batch_size"],
+        }
+
+    def required_compatible_factories(self) -> dict[str, Any]:
+        """The factories that a trainer cannot do without, the plugin's rather than powerful-benchmarker's."""
+        return {
+            kind: self.pytorch_getter.get(
+                "factory", class_name=type(factory).__name__, params={"getter": self.pytorch_getter}
+            )
+            for kind, factory in super().required_compatible_factories().items()  # type: ignore[misc]
+        }
+
+    def set_dataparallel(self, models: dict[str, torch.nn.Module]) -> None:
+        """Wraps the models, on one device if histograms have to reach the loss.
+
+        Args:
+            models: By name; changed in place.
+        """
+        if torch.cuda.device_count() > 1 and self._prototype_trunk() is not None:
+            for name, model in models.items():
+                models[name] = torch.nn.DataParallel(model, device_ids=[torch.cuda.current_device()])
+        else:
+            super().set_dataparallel(models)  # type: ignore[misc]
+
+    def _prototype_trunk(self) -> PrototypePoolingTrunk | None:
+        trunk = self.models["trunk"]
+        trunk = getattr(trunk, "module", trunk)
+        return trunk if isinstance(trunk, PrototypePoolingTrunk) else None
+
+    def _embedding_size(self) -> int | None:
+        last_linear = benchmarker_c_f.get_last_linear(self.models["embedder"])
+        return getattr(last_linear, "out_features", None)
+
+    def _init_prototypes(self) -> None:
+        trunk = self._prototype_trunk()
+        if trunk is None:
+            return
+        dataset = self.split_manager.get_dataset("eval", "train")
+        # Evenly spaced, so that all classes have their share.
+        indices = np.linspace(0, len(dataset) - 1, min(len(dataset), _NUM_IMAGES_FOR_PROTOTYPES)).astype(int)
+        images = [self.split_manager.data_and_label_getter(dataset[int(i)])[0] for i in indices]
+        radius = trunk.init_prototypes(torch.stack(images))
+        logging.info(
+            "Prototypes are local features of %d training images; cover radius %.3f", len(images), radius
+        )
+
+    def _check_class_names(self) -> None:
+        for kind in _KINDS_OF_CLASSES:
+            self._check_class(kind, getattr(self.args, kind))
+        for kind, group in (("model", "models"), ("loss", "loss_funcs"), ("miner", "mining_funcs")):
+            for specs in getattr(self.args, group).values():
+                self._check_class(kind, specs)
+        for specs in self.args.optimizers.values():
+            for name, value in specs.items():
+                if name.startswith("scheduler_by_"):
+                    self._check_class("lr_scheduler", value)
+                elif isinstance(value, dict):
+                    self._check_class("optimizer", {name: value})
+
+    def _check_class(self, kind: str, specs: dict[str, Any]) -> None:
+        if not specs:
+            return
+        _, arguments = self.pytorch_getter.get(kind, yaml_dict=specs, return_uninitialized=True)
+        for name, nested in arguments.items():
+            if name in _KINDS_OF_NESTED_CLASSES and isinstance(nested, dict):
+                self._check_class(_KINDS_OF_NESTED_CLASSES[name], nested)
+            elif name == "losses":
+                for loss, loss_arguments in nested.items():
+                    self._check_class("loss", {loss: loss_arguments})

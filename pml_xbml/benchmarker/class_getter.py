@@ -1,0 +1,66 @@
+import difflib
+import inspect
+from typing import Any
+
+from easy_module_attribute_getter import PytorchGetter
+
+
+class ClassGetter(PytorchGetter):
+    """Finds classes by name, and says which name it was when it finds none.
+
+    The original raises an ``AttributeError`` without a message, also where a class that was found raises one
+    while it is built.
+    """
+
+    def get(
+        self,
+        obj_name: str,
+        class_name: str | None = None,
+        params: dict[str, Any] | None = None,
+        yaml_dict: dict[str, Any] | None = None,
+        additional_params: dict[str, Any] | None = None,
+        return_uninitialized: bool = False,
+    ) -> Any:
+        """As in ``EasyModuleAttributeGetter``.
+
+        Args:
+            obj_name: The kind of class: "loss", "model", "dataset", ….
+            class_name: The name of the class.
+            params: The arguments to build it with.
+            yaml_dict: Instead of name and arguments, ``{name: arguments}`` as it stands in a YAML file.
+            additional_params: More arguments.
+            return_uninitialized: Whether to return the class and its arguments instead of an object.
+
+        Returns:
+            The object, or (class, arguments).
+
+        Raises:
+            AttributeError: if no registered module has a class of that name.
+            ValueError: if ``yaml_dict`` is not one name with its arguments.
+        """
+        if class_name is None:
+            if not isinstance(yaml_dict, dict) or len(yaml_dict) != 1:
+                raise ValueError(
+                    f"{obj_name}: give one class with its arguments, {{Name: {{argument: value}}}}, got "
+                    f"{yaml_dict!r}. To replace a class of an earlier YAML file, append ~OVERRIDE~ to the "
+                    "key above it."
+                )
+            ((class_name, params),) = yaml_dict.items()
+        known = self._known_names(obj_name)
+        if class_name not in known:
+            raise AttributeError(
+                f"{obj_name}: there is no class {class_name!r}"
+                + "".join(
+                    f"; did you mean {name!r}?" for name in difflib.get_close_matches(class_name, known, n=1)
+                )
+            )
+        found, arguments = super().get(
+            obj_name, class_name, params, additional_params=additional_params, return_uninitialized=True
+        )
+        return (found, arguments) if return_uninitialized else found(**arguments)
+
+    def _known_names(self, obj_name: str) -> set[str]:
+        names: set[str] = set()
+        for source in getattr(self, obj_name):
+            names.update([source.__name__] if inspect.isclass(source) else dir(source))
+        return names

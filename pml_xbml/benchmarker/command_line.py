@@ -1,0 +1,125 @@
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pml_xbml
+
+_INSTALLATION = """\
+    pip install "pml-xbml[benchmarker]"
+    pip install --no-deps powerful-benchmarker==0.9.33 easy-module-attribute-getter==0.9.41
+The second line leaves out what powerful-benchmarker pins: pytorch-metric-learning 0.9.92, record-keeper
+0.9.29 and faiss-gpu, which cannot be installed together with this plugin."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs powerful-benchmarker with this plugin.
+
+    Args:
+        argv: The command line after ``pml-xbml benchmark``.
+
+    Returns:
+        The exit status: 0, or 1 if powerful-benchmarker is not installed.
+
+    Raises:
+        Exception: whatever went wrong in the run, as it was raised.
+    """
+    parser = _parser()
+    wants_help = "-h" in argv or "--help" in argv
+    try:
+        # With gdown 5 or without its dependencies this fails as well.
+        import powerful_benchmarker.datasets  # noqa: F401
+        from easy_module_attribute_getter import YamlReader  # noqa: F401
+    except ImportError as error:
+        if wants_help:
+            parser.print_help()
+        print(
+            f"pml-xbml benchmark needs powerful-benchmarker, and it cannot be imported: {error}\n"
+            f"Install it with\n{_INSTALLATION}",
+            file=sys.stderr,
+        )
+        return 0 if wants_help else 1
+    from pml_xbml.benchmarker.borrowed_names import borrowed_names
+
+    options, arguments = parser.parse_known_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    with borrowed_names():
+        runner = _build_runner(options, [] if wants_help else arguments)
+        if wants_help:
+            _print_help(parser, runner)
+            return 0
+        result = runner.run()
+    print(_summary(runner.YR.args, result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pml-xbml benchmark",
+        usage="pml-xbml benchmark --experiment_name NAME [option ...] [config ...]",
+        description="Run powerful-benchmarker with this plugin. By itself, --experiment_name NAME\n"
+        "trains and validates XML on Glyphs with 4-fold cross validation, in a few minutes on a CPU.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    folders = parser.add_argument_group("what the runner is built with")
+    folders.add_argument("--dataset_root", default="datasets", metavar="DIR", help="(default: %(default)s)")
+    folders.add_argument(
+        "--root_experiment_folder", default="experiments", metavar="DIR", help="(default: %(default)s)"
+    )
+    folders.add_argument(
+        "--root_config_folder",
+        default=str(_default_configs()),
+        metavar="DIR",
+        help="the YAML files (default: those of this plugin)",
+    )
+    folders.add_argument("--pytorch_home", metavar="DIR", help="where pretrained weights are kept")
+    folders.add_argument("--global_db_path", metavar="FILE", help="a SQLite database of all experiments")
+    folders.add_argument(
+        "--merge_argparse_when_resuming",
+        action="store_true",
+        help="let the command line change the saved configs of --resume_training and --reproduce_results too",
+    )
+    return parser
+
+
+def _default_configs() -> Path:
+    """Beside the package in a checkout, inside of it in an installed copy."""
+    package = Path(pml_xbml.__file__).parent
+    checkout = package.parent / "benchmarker_configs"
+    return checkout if checkout.is_dir() else package / "benchmarker_configs"
+
+
+def _build_runner(options: argparse.Namespace, arguments: list[str]) -> Any:
+    from pml_xbml.benchmarker.runner import SingleExperimentRunner
+
+    return SingleExperimentRunner(arguments, **vars(options))
+
+
+def _print_help(parser: argparse.ArgumentParser, runner: Any) -> None:
+    benchmarker_parser = runner.setup_argparser()
+    parser.epilog = "\n".join(
+        [
+            "powerful-benchmarker's own options:",
+            *benchmarker_parser.format_help().partition("options:\n")[2].rstrip().splitlines(),
+        ]
+    )
+    parser.print_help()
+
+
+def _summary(args: Any, result: Any) -> str:
+    folder = args.experiment_folder
+    if result is None:
+        splits = ", ".join(args.splits_to_eval)
+        return (
+            f"{args.experiment_name}: evaluated on {splits}; accuracies are in {folder}/meta_logs/saved_csvs"
+        )
+    (hooks,) = args.hook_container.values()
+    accuracy = "{:.4f} ± {:.4f}".format(*result) if isinstance(result, tuple) else f"{result:.4f}"
+    return (
+        f"{args.experiment_name}: {hooks['primary_metric']} on the validation classes {accuracy} "
+        f"(mean over the training sets, standard error); models and logs are in {folder}"
+    )

@@ -1,0 +1,23 @@
+import copy
+from typing import Any
+
+from powerful_benchmarker import factories
+
+
+class MinerFactory(factories.MinerFactory):
+    """Builds miners, with the distance, miner or loss that is nested in them."""
+
+    def _create_general(self, miner_type: dict[str, Any]) -> Any:
+        miner, arguments = self.getter.get(
+            "miner", yaml_dict=copy.deepcopy(miner_type), return_uninitialized=True
+        )
+        if "distance" in arguments:
+            arguments["distance"] = self.getter.get("distance", yaml_dict=arguments["distance"])
+        if "miner" in arguments:
+            arguments["miner"] = self.create(arguments["miner"])
+        if "loss" in arguments:
+            loss_factory = self.getter.get(
+                "factory", class_name="LossFactory", params={"getter": self.getter}
+            )
+            arguments["loss"] = loss_factory.create(arguments["loss"])
+        return miner(**arguments)

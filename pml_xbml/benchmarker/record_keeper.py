@@ -1,0 +1,74 @@
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+import record_keeper
+
+# What a file name holds on any file system, less ".csv" and some room.
+_LONGEST_FILE_NAME = 240
+
+
+class RecordKeeper(record_keeper.RecordKeeper):
+    """record-keeper's, as powerful-benchmarker calls it.
+
+    - ``input_group_name_for_non_objects`` is the former name of ``parent_name``.
+    - Times are recorded, which record-keeper has come to take for objects without attributes.
+    - An iteration may be a string, as in powerful-benchmarker's evaluation of ensembles. It stands for the
+      next row of its table, so that all that is recorded about one model is in one row.
+    - Tables keep the names that they are given: powerful-benchmarker asks for them by these, while
+      record-keeper would hash the long ones.
+    """
+
+    def update_records(
+        self,
+        record_these: dict[str, Any],
+        global_iteration: int | str,
+        custom_attr_func: Callable[[Any], dict[str, Any]] | None = None,
+        parent_name: str = "",
+        recursive_types: list[type] | None = None,
+        input_group_name_for_non_objects: str | None = None,
+    ) -> None:
+        """As in ``record_keeper.RecordKeeper``.
+
+        Args:
+            record_these: What to record, by name.
+            global_iteration: The iteration or epoch, or a name that stands for the table's next row.
+            custom_attr_func: As in record-keeper.
+            parent_name: The table of values that do not belong to an object.
+            recursive_types: As in record-keeper.
+            input_group_name_for_non_objects: The same as ``parent_name``.
+        """
+        if input_group_name_for_non_objects is not None:
+            parent_name = input_group_name_for_non_objects
+        for name, value in record_these.items():
+            if isinstance(value, datetime.datetime):
+                self.append_primitive(parent_name, name, value, global_iteration)
+        super().update_records(
+            {k: v for k, v in record_these.items() if not isinstance(v, datetime.datetime)},
+            global_iteration,
+            custom_attr_func=custom_attr_func,
+            parent_name=parent_name,
+            recursive_types=recursive_types,
+        )
+
+    def append_primitive(self, group: str, series: str, value: Any, global_iteration: int | str) -> None:
+        """As in ``record_keeper.RecordKeeper``.
+
+        Args:
+            group: The table.
+            series: The column.
+            value: A number, string, time, list, array or tensor.
+            global_iteration: The row.
+        """
+        if isinstance(global_iteration, str):
+            global_iteration = self._next_row(group)
+        if len(group) <= _LONGEST_FILE_NAME:
+            self.append_data(group, series, value, global_iteration)
+        else:
+            super().append_primitive(group, series, value, global_iteration)
+
+    def _next_row(self, table: str) -> int:
+        if not self.table_exists(table):
+            return 1
+        count: int = self.query(f"SELECT count(*) AS rows FROM {table}")[0]["rows"]
+        return count + 1

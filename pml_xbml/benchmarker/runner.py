@@ -1,0 +1,120 @@
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from powerful_benchmarker import api_parsers
+from powerful_benchmarker.runners import single_experiment_runner
+from powerful_benchmarker.utils import common_functions as benchmarker_c_f
+
+from pml_xbml.benchmarker import datasets, factories
+from pml_xbml.benchmarker.api_parser import PluginAPIParserMixin
+from pml_xbml.benchmarker.class_getter import ClassGetter
+from pml_xbml.benchmarker.hook_container import HookContainer
+from pml_xbml.benchmarker.query_gallery_split_manager import QueryGallerySplitManager
+from pml_xbml.comparison.networks import SmallTrunk
+from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.samplers import DisjointClassPairSampler
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+
+class PluginRunnerMixin:
+    """Registers the plugin's classes, and those that make powerful-benchmarker run with PML 2.
+
+    For any of powerful-benchmarker's runners. More classes are registered as ever, with ``register``.
+
+    Args:
+        arguments: The command line, without what the runner itself is built with.
+        **options: Those of powerful-benchmarker's runner.
+    """
+
+    YR: Any
+    config_foldernames_base: str
+    pytorch_getter: Any
+    root_config_folder: str
+
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        # powerful-benchmarker wants dictionaries and lists as a shell splits them. In quotes, which some
+        # shells need, they come in one piece.
+        self.arguments = [
+            word
+            for argument in arguments
+            for word in (argument.split() if argument.startswith(("{", "[")) else [argument])
+        ]
+        super().__init__(**options)
+
+    def init_pytorch_getter(self) -> None:
+        """Registers all classes that YAML files can name; the last that was registered goes first."""
+        super().init_pytorch_getter()  # type: ignore[misc]
+        getter = ClassGetter(use_pretrainedmodels_package=True)
+        getter.__dict__.update(self.pytorch_getter.__dict__)
+        getter.register("dataset", datasets)
+        getter.register("factory", factories)
+        getter.register("hook_container", HookContainer)
+        getter.register("loss", CrossBatchPrototypeLoss)
+        getter.register("model", PrototypePoolingTrunk)
+        getter.register("model", SmallTrunk)
+        getter.register("sampler", DisjointClassPairSampler)
+        getter.register("split_manager", QueryGallerySplitManager)
+        for name, api_parser in vars(api_parsers).items():
+            if isinstance(api_parser, type):
+                getter.register("api_parser", type(name, (PluginAPIParserMixin, api_parser), {}))
+        self.pytorch_getter = getter
+
+    def setup_argparser(self) -> Any:
+        """powerful-benchmarker's parser, which reads the arguments that the runner was given."""
+        parser = super().setup_argparser()  # type: ignore[misc]
+        parser.prog = "pml-xbml benchmark"
+        parser.parse_known_args = functools.partial(parser.parse_known_args, self.arguments)
+        return parser
+
+    def setup_yaml_reader(self) -> Any:
+        """Reads the command line.
+
+        Returns:
+            The reader of the YAML files that it names.
+
+        Raises:
+            FileNotFoundError: if the experiment to go on with, to evaluate or to reproduce is not there.
+        """
+        reader = super().setup_yaml_reader()  # type: ignore[misc]
+        args = reader.args
+        for folder in args.config_foldernames:
+            setattr(args, folder, benchmarker_c_f.if_str_convert_to_singleton_list(getattr(args, folder)))
+        if args.resume_training or args.evaluate or args.evaluate_ensemble:
+            _check_experiment(args.place_to_save_configs)
+        if args.reproduce_results:
+            _check_experiment(os.path.join(args.reproduce_results, "configs"))
+        return reader
+
+    def get_root_config_paths(self, args: Any) -> dict[str, list[str]]:
+        """The YAML files that the command line names.
+
+        Args:
+            args: The command line.
+
+        Returns:
+            The paths for each folder of the root of configs.
+
+        Raises:
+            FileNotFoundError: if one of them does not exist.
+        """
+        config_paths: dict[str, list[str]] = super().get_root_config_paths(args)  # type: ignore[misc]
+        for folder, paths in config_paths.items():
+            for path in paths:
+                if not os.path.isfile(path):
+                    known = sorted(file.stem for file in Path(self.root_config_folder, folder).glob("*.yaml"))
+                    raise FileNotFoundError(
+                        f"--{folder}: there is no file {path!r}; there are {', '.join(known) or 'none'}"
+                    )
+        return config_paths
+
+
+class SingleExperimentRunner(PluginRunnerMixin, single_experiment_runner.SingleExperimentRunner):
+    """Trains, resumes, evaluates or reproduces one experiment."""
+
+
+def _check_experiment(configs_folder: str) -> None:
+    if not os.path.isdir(configs_folder):
+        raise FileNotFoundError(f"There is no experiment with saved configs in {configs_folder!r}")
