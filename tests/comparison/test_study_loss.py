@@ -1,0 +1,55 @@
+import pytest
+import torch
+from pytorch_metric_learning import losses as pml_losses
+
+from pml_xbml.comparison import ablation
+from pml_xbml.comparison.study_loss import StudyLoss, study_loss
+from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+LABELS = torch.arange(16) // 4
+
+
+@pytest.fixture
+def trunk():
+    return PrototypePoolingTrunk(torch.nn.Conv2d(3, 6, 1), num_prototypes=5)
+
+
+def test_with_the_first_choices_it_is_the_loss_of_the_package(trunk):
+    images = torch.randn(16, 3, 4, 4)
+    values = [
+        loss(trunk(images), LABELS)
+        for loss in (
+            CrossBatchPrototypeLoss(pml_losses.ContrastiveLoss(), trunk),
+            StudyLoss(pml_losses.ContrastiveLoss(), trunk, 0.1, 4, 6, 10),
+        )
+    ]
+    torch.testing.assert_close(*values)
+
+
+LOSS_VARIANTS = [
+    variant
+    for variant in ablation.VARIANTS
+    if variant.weight is not None and not variant.run and not variant.pooling
+]
+
+
+@pytest.mark.parametrize("variant", LOSS_VARIANTS, ids=lambda variant: variant.folder)
+def test_every_formulation_of_the_ablation_steps_in_a_direction_of_its_own(variant, trunk):
+    (run,) = variant.runs(1)
+    contrastive = pml_losses.ContrastiveLoss()
+    formulations = (
+        study_loss(run, contrastive, trunk),
+        StudyLoss(contrastive, trunk, 0.1, 4, run.embedding_size, run.iterations),
+    )
+    gradients = []
+    for formulation in formulations:
+        torch.manual_seed(0)
+        for _ in range(2):  # the running prior starts with the second batch
+            images = torch.randn(16, 3, 4, 4, requires_grad=True)
+            embeddings = torch.nn.functional.pad(trunk(images), (0, run.embedding_size - 6))
+            value = formulation(embeddings, LABELS)
+        gradients.append(torch.autograd.grad(value, images)[0])
+    assert gradients[0].isfinite().all()
+    is_default = variant.weight == 0.1 and not variant.loss
+    assert torch.allclose(*gradients, rtol=1e-4) == is_default
