@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import functional
 from .base_losses import Term, base_loss_terms, check_base_loss, takes_references
+from .expression_statistics import ExpressionStatistics, expression_statistics
 from .inputs import check_may_be_non_finite, checked_labels, matching_histograms
 from .pooling_reference import PoolingReference
 
@@ -45,7 +46,9 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         normalize_histograms: L2-normalise the rows of Z before the fit. On the simplex their entries are
             about 1/m, and a ridge would swamp them.
         **kwargs: ``embedding_regularizer``, ``embedding_reg_weight`` and ``collect_stats``, as every loss of
-            pytorch-metric-learning takes them.
+            pytorch-metric-learning takes them. The records of ``collect_stats`` are the two terms, as they
+            enter the loss; the share of batches without two classes so far; and the
+            :class:`~pml_xbml.losses.expression_statistics.ExpressionStatistics`.
 
     Raises:
         ValueError, TypeError: on an argument out of range, and on a ``distance`` or ``reducer``, which belong
@@ -88,6 +91,15 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         self.normalize_histograms = normalize_histograms
         self._pooling = None if pooling is None else PoolingReference(pooling)
         self._has_warned = False
+        self.num_batches = 0
+        self.num_batches_without_two_classes = 0
+        self.add_to_recordable_attributes(name="cross_batch_weight", is_stat=False)
+        self.add_to_recordable_attributes(
+            list_of_names=[
+                *self._sub_loss_names(), "share_without_two_classes", *ExpressionStatistics._fields,
+            ],
+            is_stat=True,
+        )  # fmt: skip
 
     @property
     def pooling(self) -> Any:
@@ -165,6 +177,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
             return self._sub_losses(_sum(values.sum() * math.nan for values in given.values()), 0)
 
+        if self.collect_stats and first_half is not None:
+            self._count_batch(has_two_classes)
         terms = list(base_loss_terms(self.loss, embeddings, labels, indices_tuple))
         references = () if ref_emb is None else (ref_emb, ref_labels)
         cross_batch_loss: Tensor | int = 0
@@ -191,6 +205,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     def _sub_losses(self, metric_loss: Tensor, cross_batch_loss: Tensor | int) -> dict[str, dict[str, Any]]:
         weight = self.cross_batch_weight
         values = (metric_loss, 0) if weight == 0 else (metric_loss * (1 - weight), cross_batch_loss * weight)
+        if self.collect_stats:
+            self.metric_loss, self.cross_batch_loss = (torch.as_tensor(value).detach() for value in values)
         return {
             name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
             for name, value in zip(self._sub_loss_names(), values, strict=True)
@@ -206,9 +222,18 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             sources = targets if histograms is None else histograms.double()
             if self.normalize_histograms:
                 sources = functional.unit_vectors(sources)
+            if self.collect_stats:
+                statistics = expression_statistics(sources, targets, self.ridge, first_half)
+                for name, value in statistics._asdict().items():
+                    setattr(self, name, value)
             expression = functional.cross_batch_expression(sources, targets, self.ridge, first_half)
             expressed[normalizes] = expression.to(embeddings.dtype)
         return expressed
+
+    def _count_batch(self, has_two_classes: bool) -> None:
+        self.num_batches += 1
+        self.num_batches_without_two_classes += not has_two_classes
+        self.share_without_two_classes = self.num_batches_without_two_classes / self.num_batches
 
     def _claimed(self, histograms: Tensor | None) -> Tensor | None:
         """The histograms of the call, or the pooling's, or None where each embedding stands for itself."""

@@ -6,7 +6,9 @@ import torch
 from pytorch_metric_learning.losses import CrossBatchMemory, DynamicSoftMarginLoss
 from pytorch_metric_learning.samplers import FixedSetOfTriplets, MPerClassSampler
 
+from ..losses import CrossBatchPrototypeLoss
 from ..samplers import DisjointClassPairSampler
+from ..trunks import PrototypePooling
 from .atomic_file import atomic_file
 from .random_state import random_state, set_random_state
 from .record_marks import mark_records, rewind_records
@@ -15,11 +17,12 @@ from .record_marks import mark_records, rewind_records
 # saves them.
 _STATEFUL_ATTRIBUTES = ("models", "optimizers", "lr_schedulers", "loss_funcs", "mining_funcs")
 
-# What these losses carry from batch to batch outside of their state_dict, or in buffers that change their
-# dtype.
+# What these modules carry from batch to batch outside of their state_dict, or in buffers that change dtype.
 _CARRIED_ATTRIBUTES = {
     CrossBatchMemory: ("embedding_memory", "label_memory", "queue_idx", "has_been_filled"),
     DynamicSoftMarginLoss: ("hist_",),
+    CrossBatchPrototypeLoss: ("num_batches", "num_batches_without_two_classes"),
+    PrototypePooling: ("batches_since_chosen",),
 }
 
 # What these samplers shuffle in place, so that a pass depends on the one before.
@@ -159,11 +162,16 @@ def _unwrapped(obj: Any) -> Any:
     return obj.module if isinstance(obj, parallel) else obj
 
 
-def _carrying_modules(trainer: Any) -> list[tuple[str, torch.nn.Module, tuple[str, ...]]]:
+def _carrying_modules(trainer: Any) -> list[tuple[str, torch.nn.Module, list[str]]]:
     return [
-        (f"{loss_name}.{module_name}", module, attributes)
-        for loss_name, loss in trainer.loss_funcs.items()
-        for module_name, module in _unwrapped(loss).named_modules()
+        (
+            f"{kind}.{name}.{module_name}",
+            module,
+            [attribute for attribute in attributes if hasattr(module, attribute)],
+        )
+        for kind in ("models", "loss_funcs")
+        for name, root in getattr(trainer, kind).items()
+        for module_name, module in _unwrapped(root).named_modules()
         for carrying_type, attributes in _CARRIED_ATTRIBUTES.items()
         if isinstance(module, carrying_type)
     ]

@@ -4,12 +4,17 @@ import weakref
 from typing import Any
 
 import torch
+from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
 from .. import functional
+from .pooling_statistics import batches_since_chosen, cover_radius_and_gap, perplexity
+
+# A prototype is recorded as idle once no local feature has matched it best for so many batches.
+IDLE_AFTER = 20
 
 
-class PrototypePooling(torch.nn.Module):
+class PrototypePooling(ModuleWithRecords):
     """Global average pooling that also tells each image's histogram over learnable prototypes.
 
     The drop-in for a global average pool of section 1 of the method: with the default output it gives exactly
@@ -28,6 +33,11 @@ class PrototypePooling(torch.nn.Module):
         output: "average" for the global average, "prototypes" for the convex combination Σ_i z_i ν_i.
         eval_histograms: compute the histograms in evaluation mode too: for frozen trunks, which
             pytorch-metric-learning's ``freeze_these`` puts into evaluation mode, and for looking.
+        collect_stats: compute records of each batch, as everywhere in pytorch-metric-learning:
+            ``perplexity`` of the batch's mean histogram (how many prototypes are in use) and
+            ``image_perplexity``, the mean of the images' own; ``cover_radius`` δ and ``lemma_gap``, the two
+            sides of Lemma 1 among unit vectors; ``idle_prototypes``, how many no local feature has matched
+            best for 20 batches.
 
     Attributes:
         prototypes: parameter (m, C). Drawn from a generator of its own, so that building one does not shift
@@ -49,6 +59,7 @@ class PrototypePooling(torch.nn.Module):
 
     prototypes: torch.nn.Parameter
     histograms: Tensor | None
+    batches_since_chosen: Tensor
 
     def __init__(
         self,
@@ -58,8 +69,9 @@ class PrototypePooling(torch.nn.Module):
         similarity: str = "cosine",
         output: str = "average",
         eval_histograms: bool = False,
+        collect_stats: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(collect_stats=collect_stats)
         _check_positive_integer("num_features", num_features)
         _check_positive_integer("num_prototypes", num_prototypes)
         if not 0 < temperature < float("inf"):
@@ -80,6 +92,15 @@ class PrototypePooling(torch.nn.Module):
         self.histograms = None
         self._unclaimed_forward: weakref.ref[Any] | None = None
         self._ran_twice = False
+        self.add_to_recordable_attributes(
+            list_of_names=[
+                "perplexity", "image_perplexity", "cover_radius", "lemma_gap", "idle_prototypes",
+            ],
+            is_stat=True,
+        )  # fmt: skip
+        if self.collect_stats:
+            counts = torch.zeros(num_prototypes, dtype=torch.long)
+            self.register_buffer("batches_since_chosen", counts, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Pools local features.
@@ -111,6 +132,8 @@ class PrototypePooling(torch.nn.Module):
         if self.output == "prototypes":
             output = histograms.to(features.dtype) @ self.prototypes.to(features.dtype)
         self.histograms = histograms if wants_histograms else None
+        if self.collect_stats:
+            self._collect_stats(_as_local_features(features), histograms)
         if not torch.compiler.is_compiling():
             self._note_forward(histograms)
         return output
@@ -228,6 +251,15 @@ class PrototypePooling(torch.nn.Module):
         del earlier
         node = histograms.grad_fn
         self._unclaimed_forward = None if node is None else weakref.ref(node)
+
+    @torch.no_grad()
+    def _collect_stats(self, features: Tensor, histograms: Tensor) -> None:
+        self.perplexity = perplexity(histograms.mean(0))
+        self.image_perplexity = perplexity(histograms).mean()
+        self.cover_radius, self.lemma_gap = cover_radius_and_gap(features, self.prototypes)
+        assigned = functional.hard_assignments(features, self.prototypes, self.similarity)
+        self.batches_since_chosen = batches_since_chosen(self.batches_since_chosen, assigned)
+        self.idle_prototypes = (self.batches_since_chosen >= IDLE_AFTER).sum()
 
     def _check_features(self, features: Tensor) -> None:
         channel_dim = {3: 2, 4: 1}.get(features.ndim)
