@@ -8,23 +8,29 @@ from pytorch_metric_learning import losses, miners, samplers, testers, trainers
 from pytorch_metric_learning.utils import logging_presets
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
+from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.monitoring import PrototypeHookContainer
+from pml_xbml.samplers import DisjointClassPairSampler
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+CPU = torch.device("cpu")
+SIZES = {"m": 2, "batch_size": 8, "length_before_new_iter": 32}
 
 
-class NoisyClusters(torch.utils.data.Dataset):
-    """Points around class centers, with noise from all generators, as random augmentations have it."""
+class NoisyColors(torch.utils.data.Dataset):
+    """Small images, a color a class, with noise from all generators, as random augmentations draw it."""
 
     def __init__(self, num_classes=6, samples_per_class=6):
         self.labels = np.repeat(np.arange(num_classes), samples_per_class)
-        self.centers = torch.randn(num_classes, 8, generator=torch.Generator().manual_seed(0))
+        self.colors = torch.rand(num_classes, 3, 1, 1, generator=torch.Generator().manual_seed(0))
 
     def __len__(self):
         return len(self.labels)
 
     def __getitem__(self, index):
         label = int(self.labels[index])
-        noise = torch.randn(8) + random.gauss(0, 1) + np.random.standard_normal()  # noqa: NPY002
-        return self.centers[label] + 0.3 * noise, label
+        noise = torch.randn(3, 6, 6) + random.gauss(0, 1) + np.random.standard_normal()  # noqa: NPY002
+        return self.colors[label] + 0.1 * noise, label
 
 
 class TinyRun:
@@ -32,42 +38,56 @@ class TinyRun:
 
     Args:
         folder: Where its models, records and events go.
+        uses_plugin: Whether trunk, loss and sampler are the plugin's, or PML's.
         num_workers: How many workers the loader has.
+        patience: As PML's hook has it.
+        collect_stats: Whether loss and pooling compute their records.
+        **hook_options: PrototypeHookContainer's.
     """
 
-    def __init__(self, folder, num_workers=0, patience=None, **hook_options):
+    def __init__(
+        self, folder, uses_plugin=True, num_workers=0, patience=None, collect_stats=False, **hook_options
+    ):
         self.model_folder = os.path.join(folder, "saved_models")
         self.tensorboard_folder = os.path.join(folder, "tensorboard")
         self.record_keeper, _, self.writer = logging_presets.get_record_keeper(
             os.path.join(folder, "logs"), self.tensorboard_folder
         )
         self.seed(0)
+        self.dataset = NoisyColors()
         self.trunk = torch.nn.Sequential(
-            torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.3)
+            torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Dropout(0.3)
         )
-        self.embedder = torch.nn.Linear(16, 4)
+        self.loss = losses.CrossBatchMemory(losses.ContrastiveLoss(), 4, memory_size=20)
+        if uses_plugin:
+            self.trunk = PrototypePoolingTrunk(self.trunk, num_prototypes=5, collect_stats=collect_stats)
+            self.loss = CrossBatchPrototypeLoss(self.loss, pooling=self.trunk, collect_stats=collect_stats)
+            self.sampler = DisjointClassPairSampler(self.dataset.labels, **SIZES)
+        else:
+            self.trunk.extend([torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()])
+            self.sampler = samplers.MPerClassSampler(self.dataset.labels, **SIZES)
+        self.embedder = torch.nn.Linear(8, 4)
         optimizers = {
             "trunk_optimizer": torch.optim.Adam(self.trunk.parameters(), lr=0.01),
             "embedder_optimizer": torch.optim.SGD(self.embedder.parameters(), lr=0.01, momentum=0.9),
         }
-        dataset = NoisyClusters()
         self.hooks = PrototypeHookContainer(
             self.record_keeper, primary_metric="precision_at_1", log_freq=1, **hook_options
         )
-        tester = testers.GlobalEmbeddingSpaceTester(
+        self.tester = testers.GlobalEmbeddingSpaceTester(
             end_of_testing_hook=self.hooks.end_of_testing_hook,
-            accuracy_calculator=AccuracyCalculator(include=("precision_at_1",), device=torch.device("cpu")),
+            accuracy_calculator=AccuracyCalculator(include=("precision_at_1",), device=CPU),
             dataloader_num_workers=0,
-            data_device=torch.device("cpu"),
+            data_device=CPU,
         )
         self.trainer = trainers.MetricLossOnly(
             {"trunk": self.trunk, "embedder": self.embedder},
             optimizers,
-            batch_size=8,
-            loss_funcs={"metric_loss": losses.CrossBatchMemory(losses.ContrastiveLoss(), 4, memory_size=20)},
+            batch_size=SIZES["batch_size"],
+            loss_funcs={"metric_loss": self.loss},
             mining_funcs={"tuple_miner": miners.BatchHardMiner()},
-            dataset=dataset,
-            sampler=samplers.MPerClassSampler(dataset.labels, m=2, batch_size=8, length_before_new_iter=32),
+            dataset=self.dataset,
+            sampler=self.sampler,
             iterations_per_epoch=3,
             lr_schedulers={
                 "trunk_scheduler_by_iteration": torch.optim.lr_scheduler.MultiStepLR(
@@ -77,11 +97,11 @@ class TinyRun:
                     optimizers["embedder_optimizer"], mode="max", patience=2
                 ),
             },
-            data_device=torch.device("cpu"),
+            data_device=CPU,
             dataloader_num_workers=num_workers,
             end_of_iteration_hook=self.hooks.end_of_iteration_hook,
             end_of_epoch_hook=self.hooks.end_of_epoch_hook(
-                tester, {"val": dataset}, self.model_folder, patience=patience
+                self.tester, {"val": self.dataset}, self.model_folder, patience=patience
             ),
         )
 
