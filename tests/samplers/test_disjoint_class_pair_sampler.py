@@ -97,6 +97,12 @@ def test_every_class_and_every_sample_is_drawn_before_any_is_drawn_again(config)
         assert_all_before_any_again([i for i in indices if labels[i] == label], members)
 
 
+def test_classes_and_their_samples_are_shuffled_independently_of_each_other():
+    indices = np.array(epochs_of(sampler_of(np.repeat(np.arange(20), 6)), 10))
+    orders = {tuple(indices[indices // 6 == label][:6] % 6) for label in range(20)}
+    assert len(orders) > 10
+
+
 @given(configurations(max_replicas=5))
 def test_replicas_share_no_more_than_they_must(config):
     labels, m, num_replicas = config["labels"], config["m"], config["num_replicas"]

@@ -73,10 +73,17 @@ def test_populations_and_draws_do_not_depend_on_each_other(draw_size, population
         assert (together[row] == alone[0]).all()
 
 
-def test_passes_have_orders_of_their_own():
-    # 5 a draw of 23: passes and draws begin together every 5 passes only.
-    drawn = draw_items(np.repeat(keys(1, 1), 230), np.full(230, 23), np.arange(230), 5).reshape(50, 23)
-    assert len(set(map(tuple, drawn.tolist()))) == 50
+@pytest.mark.parametrize(
+    ("size", "draw_size", "passes_an_order"),
+    [(23, 5, 1), (9, 5, 1), (8, 5, 5), (8, 6, 3), (8, 8, 1), (8, 12, 3)],
+)
+def test_orders_are_as_fresh_as_draws_without_repetition_allow(size, draw_size, passes_an_order):
+    num_draws = 30 * size
+    passes = draw_items(
+        np.repeat(keys(1, 1), num_draws), np.full(num_draws, size), np.arange(num_draws), draw_size
+    ).reshape(-1, size)
+    orders = [order for order, _ in itertools.groupby(map(tuple, passes.tolist()))]
+    assert len(passes) == passes_an_order * len(orders)
 
 
 @pytest.mark.parametrize(("size", "draw_size"), [(7, 4), (9, 4), (23, 5), (6, 4), (3, 4)])
