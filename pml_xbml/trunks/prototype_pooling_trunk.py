@@ -19,7 +19,6 @@ from .pool_search import evaluation, search_ending
 from .prototype_pooling import PrototypePooling
 
 _IMAGES_PER_RUN = 32
-_RECORD_LISTS = ("_record_these", "_record_these_stats")
 
 
 class PrototypePoolingTrunk(torch.nn.Module):
@@ -39,8 +38,8 @@ class PrototypePoolingTrunk(torch.nn.Module):
         num_prototypes: m ≥ 1.
         pool: dotted name of the module to replace by the pooling, such as ``"backbone.avgpool"``. None to
             find the last global average.
-        **pooling_options: :class:`PrototypePooling`'s ``temperature``, ``similarity``, ``output`` and
-            ``eval_histograms``.
+        **pooling_options: handed to :class:`PrototypePooling`: ``temperature``, ``similarity``, ``output``,
+            ``eval_histograms``, ``collect_stats``.
 
     Attributes:
         trunk: the network, which now ends in ``pooling``.
@@ -154,6 +153,8 @@ class PrototypePoolingTrunk(torch.nn.Module):
                     self(batch.to(self.prototypes.device))
         finally:
             handle.remove()
+        # With eval_histograms there are some now, which no loss should take for those of its batch.
+        self.pooling.histograms = None
         return self.pooling.init_prototypes(torch.cat(collected))
 
     def unwrap(self) -> torch.nn.Module:

@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from pytorch_metric_learning.utils import common_functions as c_f
+from record_keeper import RecordKeeper
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -519,14 +521,15 @@ def test_prototypes_start_as_local_features_that_cover_all():
     assert not trunk.pooling._forward_pre_hooks
 
 
-def test_the_network_runs_on_few_images_at_a_time():
+def test_the_network_runs_on_few_images_at_a_time_and_leaves_no_histograms():
     network = nn.Sequential(*convolutions())
-    trunk = PrototypePoolingTrunk(network, 2)
+    trunk = PrototypePoolingTrunk(network, 2, eval_histograms=True)
     sizes = []
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     trunk.init_prototypes(torch.randn(70, 3, 16, 16))
     assert sum(sizes) == 70
     assert max(sizes) == 32
+    assert trunk.histograms is None
 
 
 def test_wrong_images():
@@ -645,18 +648,30 @@ def test_timm_is_not_needed(monkeypatch):
 # --- pytorch-metric-learning ---
 
 
+class ListWriter:
+    def __init__(self) -> None:
+        self.records = {}
+
+    def append(self, group: str, series: str, value: float, iteration: int) -> None:
+        self.records[series] = value
+
+
 def test_what_the_pooling_wants_recorded_is_found_at_the_trunk():
-    trunk = PrototypePoolingTrunk(own_sequential(), NUM_PROTOTYPES)
-    trunk.pooling._record_these = ["some_setting"]
-    trunk.pooling._record_these_stats = ["some_statistic"]
-    trunk.pooling.some_setting, trunk.pooling.some_statistic = 0.5, 0.25
-    assert trunk._record_these == ["some_setting"]
-    assert trunk._record_these_stats == ["some_statistic"]
-    assert (trunk.some_setting, trunk.some_statistic) == (0.5, 0.25)
+    trunk = PrototypePoolingTrunk(own_sequential(), NUM_PROTOTYPES, collect_stats=True)
+    trunk(torch.randn(2, 3, 16, 16))
+    writer = ListWriter()
+    record_keeper = RecordKeeper(
+        record_writer=writer, attributes_to_search_for=c_f.list_of_recordable_attributes_list_names()
+    )
+    record_keeper.update_records({"trunk": trunk}, global_iteration=0)
+    assert writer.records["perplexity"] == pytest.approx(float(trunk.pooling.perplexity))
+    assert writer.records.keys() == set(trunk.pooling._record_these_stats)
     for twin in (copy.deepcopy(trunk), pickle.loads(pickle.dumps(trunk))):
-        assert twin.some_statistic == 0.25
+        assert twin.perplexity == trunk.pooling.perplexity
     with pytest.raises(AttributeError, match="something_else"):
         _ = trunk.something_else
+    trunk.unwrap()
+    record_keeper.update_records({"trunk": trunk}, global_iteration=1)
 
 
 def test_a_loss_claims_the_histograms_through_the_trunk():
