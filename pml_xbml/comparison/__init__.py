@@ -3,6 +3,7 @@
 from pml_xbml.comparison.comparison import Comparison, compare, plan_runs
 from pml_xbml.comparison.engine import LoadedRun, cross_batch_loss, load_run, train
 from pml_xbml.comparison.executor import run_all
+from pml_xbml.comparison.look import look
 from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result
 from pml_xbml.comparison.run import DEFAULT_WEIGHT, PLAIN, SCHEDULES, XML, Run
@@ -24,6 +25,7 @@ __all__ = [
     "compare",
     "cross_batch_loss",
     "load_run",
+    "look",
     "plan_runs",
     "run_all",
     "train",

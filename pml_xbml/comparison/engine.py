@@ -33,6 +33,7 @@ LOG_FILE = "training.log"
 MODEL_FOLDER = "models"
 RECORD_FOLDER = "records"
 TENSORBOARD_FOLDER = "tensorboard"
+PICTURE_FOLDER = "pictures"
 
 EVALUATION_BATCH_SIZE = 128
 
@@ -44,7 +45,7 @@ def cross_batch_loss(
     run: Run, loss: losses.BaseMetricLossFunction, trunk: PrototypePoolingTrunk
 ) -> CrossBatchPrototypeLoss:
     """The XML loss of a run, as its settings have it."""
-    options = {"cross_batch_weight": run.cross_batch_weight, **run.loss_options}
+    options = {"cross_batch_weight": run.cross_batch_weight, "collect_stats": True, **run.loss_options}
     return CrossBatchPrototypeLoss(loss, pooling=trunk, **options)
 
 
@@ -149,7 +150,13 @@ def _train(
     record_keeper, _, tensorboard_writer = logging_presets.get_record_keeper(
         str(folder / RECORD_FOLDER), str(folder / TENSORBOARD_FOLDER)
     )
-    hooks = PrototypeHookContainer(record_keeper, primary_metric=PRIMARY_METRIC, log_freq=10)
+    hooks = PrototypeHookContainer(
+        record_keeper,
+        primary_metric=PRIMARY_METRIC,
+        log_freq=10,
+        picture_interval=max(1, run.epochs // 2),
+        picture_folder=folder / PICTURE_FOLDER,
+    )
     tester = testers.GlobalEmbeddingSpaceTester(
         batch_size=EVALUATION_BATCH_SIZE,
         dataloader_num_workers=run.dataloader_num_workers,
@@ -223,7 +230,8 @@ def _load_splits(run: Run) -> Splits:
 def _build_models(run: Run) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Trunk and embedder, with the same weights for plain and XML, whose prototypes are drawn apart."""
     _seed_everything(run.seed)
-    wrapped = PrototypePoolingTrunk(build_network(run.trunk, run.weights), **run.pooling_options)
+    pooling_options = {"collect_stats": True, **run.pooling_options}
+    wrapped = PrototypePoolingTrunk(build_network(run.trunk, run.weights), **pooling_options)
     embedder = torch.nn.Linear(wrapped.num_features, run.embedding_size)
     return (wrapped.unwrap() if run.variant == PLAIN else wrapped), embedder
 

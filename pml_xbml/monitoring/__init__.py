@@ -1,1 +1,4 @@
-from .prototype_hook_container import PrototypeHookContainer as PrototypeHookContainer
+from .look import look
+from .prototype_hook_container import PrototypeHookContainer
+
+__all__ = ["PrototypeHookContainer", "look"]

@@ -1,6 +1,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pytorch_metric_learning.utils import common_functions as c_f
@@ -8,15 +9,20 @@ from pytorch_metric_learning.utils.logging_presets import HookContainer
 
 from .atomic_file import atomic_file
 from .checkpoint import Checkpoint
+from .picture_writer import PictureWriter
 
 
 class PrototypeHookContainer(HookContainer):
-    """PML's hooks, with checkpoints that a killed run resumes from bit for bit.
+    """PML's hooks, with checkpoints that a killed run resumes from bit for bit, and with pictures.
 
     Everything that :class:`~pytorch_metric_learning.utils.logging_presets.HookContainer` does is done, and
     its model files keep their names; but each file is written whole or not at all. In addition one file,
     ``checkpoint.pth`` in the model folder, holds the state of the whole run (see
     :class:`~pml_xbml.monitoring.checkpoint.Checkpoint`).
+
+    After an epoch it draws what the prototypes look at, from a few validation images: to TensorBoard and as
+    PNG files (see :func:`~pml_xbml.monitoring.look`). What that took is recorded as ``pictures/seconds``. A
+    trunk without a :class:`~pml_xbml.trunks.PrototypePooling` has no pictures.
 
     Args:
         record_keeper: As in PML.
@@ -53,12 +59,20 @@ class PrototypeHookContainer(HookContainer):
         save_models: bool = True,
         log_freq: int = 50,
         checkpoint_interval: int | None = 1,
+        picture_interval: int | None = 1,
+        picture_folder: str | os.PathLike[str] | None = None,
+        num_pictured_images: int = 64,
+        token_grid: tuple[int, int] | None = None,
+        projector: bool = False,
     ) -> None:
-        if checkpoint_interval is not None and checkpoint_interval < 1:
-            raise ValueError(
-                f"checkpoint_interval is {checkpoint_interval}; give the number of epochs between two "
-                "checkpoints, at least 1, or None for no checkpoints."
-            )
+        for name, interval in (
+            ("checkpoint_interval", checkpoint_interval),
+            ("picture_interval", picture_interval),
+        ):
+            if interval is not None and interval < 1:
+                raise ValueError(f"{name} must be a number of epochs, at least 1, or None, got {interval}")
+        if num_pictured_images < 1:
+            raise ValueError(f"num_pictured_images must be at least 1, got {num_pictured_images}")
         super().__init__(
             record_keeper,
             record_group_name_prefix=record_group_name_prefix,
@@ -68,6 +82,9 @@ class PrototypeHookContainer(HookContainer):
             log_freq=log_freq,
         )
         self.checkpoint_interval = checkpoint_interval
+        self.picture_interval = picture_interval
+        self.picture_folder = picture_folder
+        self._picture_writer = PictureWriter(record_keeper, num_pictured_images, token_grid, projector)
         self._checkpoints: dict[str, Checkpoint] = {}
 
     def end_of_epoch_hook(
@@ -80,7 +97,7 @@ class PrototypeHookContainer(HookContainer):
         splits_to_eval: Sequence[tuple[str, list[str]]] | None = None,
         test_collate_fn: Callable[..., Any] | None = None,
     ) -> Callable[[Any], bool]:
-        """PML's hook, followed by the checkpoint.
+        """PML's hook, followed by the pictures and the checkpoint.
 
         Args:
             tester: As in PML.
@@ -98,13 +115,19 @@ class PrototypeHookContainer(HookContainer):
             tester, dataset_dict, model_folder, test_interval, patience, splits_to_eval, test_collate_fn
         )
 
+        pictured = dataset_dict.get(self.validation_split_name)
+        pictures = (
+            Path(model_folder, "pictures") if self.picture_folder is None else Path(self.picture_folder)
+        )
+
         def actual_hook(trainer: Any) -> bool:
             continue_training: bool = test_and_save(trainer)
+            if _is_due(self.picture_interval, trainer.epoch) and pictured is not None:
+                self._picture_writer.write(trainer, tester, pictured, pictures, test_collate_fn)
             checkpoint = self._checkpoint(model_folder)
             checkpoint.count_epoch(trainer)
-            if self.checkpoint_interval is not None and (
-                trainer.epoch % self.checkpoint_interval == 0 or not continue_training
-            ):
+            is_last = self.checkpoint_interval is not None and not continue_training
+            if is_last or _is_due(self.checkpoint_interval, trainer.epoch):
                 checkpoint.save(trainer, trainer.epoch, is_finished=not continue_training)
             return continue_training
 
@@ -158,3 +181,7 @@ class PrototypeHookContainer(HookContainer):
     def _checkpoint(self, model_folder: str) -> Checkpoint:
         path = os.path.join(model_folder, "checkpoint.pth")
         return self._checkpoints.setdefault(path, Checkpoint(path, self.record_keeper))
+
+
+def _is_due(interval: int | None, epoch: int) -> bool:
+    return interval is not None and epoch % interval == 0
