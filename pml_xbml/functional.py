@@ -52,9 +52,11 @@ def _inverse_norm(vectors: Tensor) -> Tensor:
     if vectors.stride(-1) == 1 or not vectors.is_cpu:
         norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     else:
-        # Over a strided dimension vector_norm takes ten times as long; in chunks the squares stay in the cache.
+        # vector_norm takes ten times as long over a strided dimension. Chunks keep the squares in the cache.
         parts = (_at_least_float32(part).square().sum(-1, keepdim=True) for part in vectors.chunk(8))
-        norm = torch.cat(list(parts)).sqrt().to(vectors.dtype)
+        # The slope of a root at zero is infinite, so the root is of something, however small.
+        squares = torch.cat(list(parts)).clamp(min=torch.finfo(torch.float32).tiny)
+        norm = squares.sqrt().to(vectors.dtype)
     has_direction = norm > _SHORTEST_DIRECTED_NORM
     return torch.where(has_direction, norm, 1.0).reciprocal() * has_direction
 
@@ -73,8 +75,8 @@ def _products(features: Tensor, prototypes: Tensor) -> Tensor:
     prototypes = prototypes.to(features.dtype)
     if features.stride(-1) == 1:
         return features @ prototypes.T
-    # Feature maps come as (B, C, n) seen transposed: this way round nothing is copied.
-    return (prototypes @ features.transpose(1, 2)).transpose(1, 2)
+    # Feature maps come as (B, C, n) seen transposed: this way round nothing is copied. matmul would.
+    return torch.bmm(prototypes.expand(len(features), -1, -1), features.transpose(1, 2)).transpose(1, 2)
 
 
 def assignments(
@@ -102,7 +104,15 @@ def assignments(
                  [0.1192, 0.8808]]])
     """
     similarities = _similarities(features, prototypes, similarity)
-    return torch.softmax(_at_least_float32(similarities) / temperature, dim=-1).transpose(1, 2)
+    return _softmax_over_prototypes(similarities, temperature).transpose(1, 2)
+
+
+def _softmax_over_prototypes(similarities: Tensor, temperature: float) -> Tensor:
+    """Of (B, n, m), in its memory layout: torch.softmax would make a transposed view contiguous."""
+    logits = _at_least_float32(similarities) / temperature
+    if logits.stride(-1) == 1:
+        return torch.softmax(logits, dim=-1)
+    return torch.softmax(logits.transpose(1, 2), dim=1).transpose(1, 2)
 
 
 def hard_assignments(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
@@ -186,7 +196,7 @@ class _AverageAndHistograms(torch.autograd.Function):
             else:
                 inverse_norm = None
                 similarities = _similarities(features, prototypes, similarity)
-            assigned = torch.softmax(_at_least_float32(similarities) / temperature, dim=-1)
+            assigned = _softmax_over_prototypes(similarities, temperature)
         ctx.save_for_backward(features, prototypes, similarities, assigned, inverse_norm)
         return average.view_as(average), assigned.mean(dim=1)
 
@@ -302,7 +312,7 @@ def ridge_fit(histograms: Tensor, embeddings: Tensor, ridge: float, prior: Tenso
 class _RidgeFit(torch.autograd.Function):
     """A = G⁻¹ZᵀR with G = ZᵀZ + εI, or A = Zᵀ K⁻¹R with K = ZZᵀ + εI, and the closed form of its gradient.
 
-    Primal, B = G⁻¹ ∂A:              ∂R = Z B,   ∂Z = (R − Z A) Bᵀ − ∂R Aᵀ.
+    Primal, B = G⁻¹ ∂A:              ∂R = Z B,   ∂Z = R Bᵀ − Z (A Bᵀ + B Aᵀ).
     Dual, C = K⁻¹R, H = K⁻¹ Z ∂A:    ∂R = H,     ∂Z = C ∂Aᵀ − (H Cᵀ + C Hᵀ) Z.
     """
 
@@ -310,38 +320,38 @@ class _RidgeFit(torch.autograd.Function):
     def forward(ctx: Any, histograms: Tensor, targets: Tensor, ridge: float) -> Tensor:
         ctx.is_primal = histograms.shape[-2] >= histograms.shape[-1]
         if ctx.is_primal:
-            factor = _cholesky_of_regularized(histograms.mT @ histograms, ridge)
-            fitted = torch.cholesky_solve(histograms.mT @ targets, factor)
-            ctx.save_for_backward(histograms, factor, targets, fitted)
+            inverse = _inverse_of_regularized(histograms.mT @ histograms, ridge)
+            fitted = inverse @ (histograms.mT @ targets)
+            ctx.save_for_backward(histograms, inverse, targets, fitted)
             return fitted
-        factor = _cholesky_of_regularized(histograms @ histograms.mT, ridge)
-        coefficients = torch.cholesky_solve(targets, factor)
-        ctx.save_for_backward(histograms, factor, coefficients)
+        inverse = _inverse_of_regularized(histograms @ histograms.mT, ridge)
+        coefficients = inverse @ targets
+        ctx.save_for_backward(histograms, inverse, coefficients)
         return histograms.mT @ coefficients
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         if ctx.is_primal:
-            histograms, factor, targets, fitted = ctx.saved_tensors
-            solved = torch.cholesky_solve(gradient, factor)
-            targets_gradient = histograms @ solved
-            residual = targets - histograms @ fitted
-            histograms_gradient = residual @ solved.mT - targets_gradient @ fitted.mT
-        else:
-            histograms, factor, coefficients = ctx.saved_tensors
-            targets_gradient = torch.cholesky_solve(histograms @ gradient, factor)
-            outer = targets_gradient @ coefficients.mT
-            histograms_gradient = coefficients @ gradient.mT - (outer + outer.mT) @ histograms
+            histograms, inverse, targets, fitted = ctx.saved_tensors
+            solved = inverse @ gradient
+            outer = fitted @ solved.mT
+            histograms_gradient = targets @ solved.mT - histograms @ (outer + outer.mT)
+            return histograms_gradient, histograms @ solved, None
+        histograms, inverse, coefficients = ctx.saved_tensors
+        targets_gradient = inverse @ (histograms @ gradient)
+        outer = targets_gradient @ coefficients.mT
+        histograms_gradient = coefficients @ gradient.mT - (outer + outer.mT) @ histograms
         return histograms_gradient, targets_gradient, None
 
 
-def _cholesky_of_regularized(gram: Tensor, ridge: float) -> Tensor:
+def _inverse_of_regularized(gram: Tensor, ridge: float) -> Tensor:
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     resolution = 64 * torch.finfo(gram.dtype).eps * diagonal.sum(-1, keepdim=True)
     diagonal.add_(resolution.clamp(min=ridge))
-    # cholesky_ex does not wait for the device to report success: the floor above ensures it.
-    return torch.linalg.cholesky_ex(gram).L
+    # cholesky_ex does not wait for the device to report success: the floor above ensures it. The system is
+    # small, so multiplying by its inverse, forward and backward, takes less time than solving twice.
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L)
 
 
 def recursive_ridge_fit(
