@@ -112,8 +112,9 @@ class PrototypePooling(ModuleWithRecords):
             (B, C): the average, or Σ_i z_i ν_i with ``output="prototypes"``.
 
         Raises:
-            ValueError: on another rank or number of channels, and in a replica of ``DataParallel``, whose
-                histograms never reach the module that the loss reads.
+            TypeError: if features are no tensor of floating point.
+            ValueError: on another rank or number of channels or no positions, and in a replica of
+                ``DataParallel``, whose histograms never reach the module that the loss reads.
         """
         self._check_features(features)
         average = features.mean(1) if features.ndim == 3 else _global_average(features)
@@ -184,8 +185,10 @@ class PrototypePooling(ModuleWithRecords):
             direction, which bounds the gap of Lemma 1.
 
         Raises:
+            TypeError: if features are no tensor of floating point.
             ValueError: if features are not finite, or hold fewer distinct directions than prototypes.
         """
+        _check_floating_point(features)
         if features.ndim != 2:
             self._check_features(features)
             features = _as_local_features(features).flatten(0, 1)
@@ -262,14 +265,17 @@ class PrototypePooling(ModuleWithRecords):
         self.idle_prototypes = (self.batches_since_chosen >= IDLE_AFTER).sum()
 
     def _check_features(self, features: Tensor) -> None:
+        _check_floating_point(features)
         channel_dim = {3: 2, 4: 1}.get(features.ndim)
-        if channel_dim is None or features.shape[channel_dim] != self.num_features:
+        # An empty batch passes, as it does an average pool; over no positions there is no average.
+        if channel_dim is None or features.shape[channel_dim] != self.num_features or 0 in features.shape[1:]:
             raise ValueError(self._wrong_shape(features))
 
     def _wrong_shape(self, features: Tensor) -> str:
         return (
             f"features must be feature maps (B, {self.num_features}, H, W) or tokens "
             f"(B, N, {self.num_features}), got a tensor of shape {tuple(features.shape)}"
+            f"{', which has no positions to average' if 0 in features.shape[1:] else ''}"
         )
 
 
@@ -279,6 +285,12 @@ def _global_average(feature_maps: Tensor) -> Tensor:
 
 def _as_local_features(features: Tensor) -> Tensor:
     return features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
+
+
+def _check_floating_point(features: Tensor) -> None:
+    if not torch.is_tensor(features) or not features.is_floating_point():
+        came = f"one of {features.dtype}" if torch.is_tensor(features) else f"{features!r}"
+        raise TypeError(f"features must be a tensor of floating point, got {came}")
 
 
 def _check_positive_integer(name: str, value: int) -> None:
