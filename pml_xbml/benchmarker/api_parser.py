@@ -149,9 +149,20 @@ class PluginAPIParserMixin:
             The tester, which knows the splits that each split is compared with.
         """
         tester = super().get_tester(**kwargs)  # type: ignore[misc]
-        references = getattr(self.split_manager, "reference_splits", {})
+        split_manager, _ = self.pytorch_getter.get(
+            "split_manager", yaml_dict=self.args.split_manager, return_uninitialized=True
+        )
+        references = getattr(split_manager, "reference_splits", {})
         tester.reference_split_names.update({query: list(splits) for query, splits in references.items()})
         return tester
+
+    def default_kwargs_hooks(self) -> dict[str, Any]:
+        """What the hook container is told."""
+        return {
+            **super().default_kwargs_hooks(),  # type: ignore[misc]
+            # Where only names of tables are asked for, there is no such folder yet.
+            "picture_folder": lambda: getattr(self, "plots_folder", None),
+        }
 
     def default_kwargs_loss_funcs(self) -> dict[str, Any]:
         """What the loss factory is told."""

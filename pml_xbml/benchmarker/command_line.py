@@ -1,4 +1,5 @@
 import argparse
+import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -44,14 +45,17 @@ def main(argv: Sequence[str]) -> int:
     from pml_xbml.benchmarker.borrowed_names import borrowed_names
 
     options, arguments = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if options.bayes_opt_iters > 0 and importlib.util.find_spec("ax") is None:
+        parser.error("--bayes_opt_iters needs ax-platform: pip install 'ax-platform>=1.1'")
     with borrowed_names():
-        runner = _build_runner(options, [] if wants_help else arguments)
         if wants_help:
-            _print_help(parser, runner)
+            _print_help(parser, options.root_config_folder)
             return 0
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        runner = _build_runner(options, arguments)
         result = runner.run()
-    print(_summary(runner.YR.args, result))
+    if options.bayes_opt_iters == 0:
+        print(_summary(runner.YR.args, result))
     return 0
 
 
@@ -83,6 +87,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let the command line change the saved configs of --resume_training and --reproduce_results too",
     )
+    search = parser.add_argument_group(
+        "Bayesian optimization of what YAML files mark with ~BAYESIAN~, ~LOG_BAYESIAN~ or ~INT_BAYESIAN~"
+    )
+    search.add_argument(
+        "--bayes_opt_iters", type=int, default=0, metavar="N", help="number of trials; needs ax-platform"
+    )
+    search.add_argument(
+        "--reproductions", type=int, default=0, metavar="N", help="how often to train the best trial again"
+    )
     return parser
 
 
@@ -94,20 +107,40 @@ def _default_configs() -> Path:
 
 
 def _build_runner(options: argparse.Namespace, arguments: list[str]) -> Any:
+    arguments_of_runner = dict(vars(options))
+    search = {name: arguments_of_runner.pop(name) for name in ("bayes_opt_iters", "reproductions")}
+    if search["bayes_opt_iters"] > 0:
+        from pml_xbml.benchmarker.bayes_opt_runner import BayesOptRunner
+
+        return BayesOptRunner(arguments, **search, **arguments_of_runner)
     from pml_xbml.benchmarker.runner import SingleExperimentRunner
 
-    return SingleExperimentRunner(arguments, **vars(options))
+    return SingleExperimentRunner(arguments, **arguments_of_runner)
 
 
-def _print_help(parser: argparse.ArgumentParser, runner: Any) -> None:
-    benchmarker_parser = runner.setup_argparser()
+def _print_help(parser: argparse.ArgumentParser, config_root: str) -> None:
+    from pml_xbml.benchmarker.runner import SingleExperimentRunner
+
+    runner = SingleExperimentRunner([], root_config_folder=config_root)
+    _, _, own_options = runner.setup_argparser().format_help().partition("options:\n")
+    folders = sorted(folder for folder in Path(config_root).glob("config_*") if folder.is_dir())
+    files = (f"  --{folder.name} [{', '.join(_names_of_yaml_files(folder))}]" for folder in folders)
     parser.epilog = "\n".join(
         [
             "powerful-benchmarker's own options:",
-            *benchmarker_parser.format_help().partition("options:\n")[2].rstrip().splitlines(),
+            own_options.rstrip(),
+            "",
+            "configs, of which each flag takes one or several; the first lines of each file tell what it is:",
+            *files,
+            "",
+            "Every key of these files is a flag too, such as --num_epochs_train 10",
         ]
     )
     parser.print_help()
+
+
+def _names_of_yaml_files(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def _summary(args: Any, result: Any) -> str:

@@ -1,4 +1,5 @@
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,24 @@ class PluginRunnerMixin:
         if args.reproduce_results:
             _check_experiment(os.path.join(args.reproduce_results, "configs"))
         return reader
+
+    def start_experiment(self, args: Any) -> Any:
+        """Trains or evaluates.
+
+        Args:
+            args: The merged configs.
+
+        Returns:
+            As :meth:`~pml_xbml.benchmarker.api_parser.PluginAPIParserMixin.run`.
+        """
+        known = {*vars(self.setup_argparser().parse_known_args()[0]), *args.config_foldernames}
+        for config in args.dict_of_yamls.values():
+            known.update(config)
+        for word in self.arguments:
+            name = word.removeprefix("--").partition("~")[0]
+            if word.startswith("--") and name not in known:
+                logging.warning("--%s is a key of no YAML file: powerful-benchmarker does not know it", name)
+        return super().start_experiment(args)  # type: ignore[misc]
 
     def get_root_config_paths(self, args: Any) -> dict[str, list[str]]:
         """The YAML files that the command line names.
