@@ -230,10 +230,11 @@ def _returns_the_pool(network: nn.Module, ending: Ending, images: torch.Tensor) 
     originals = {name: network.get_submodule(name) for name in replacements}
     for name, module in replacements.items():
         replace_module(network, name, module)
-    # Containers in training mode run their functional dropout; layers stay in evaluation mode, so that no
-    # running statistic moves. The caller restores the modes.
+    # In training mode dropout after the average shows, as a module or a function. Layers with buffers stay in
+    # evaluation mode, so that no running statistic moves. The caller restores the modes.
     for module in network.modules():
-        module.training = next(module.children(), None) is not None
+        is_layer_with_buffers = not [*module.children()] and bool([*module.buffers()])
+        module.training = not is_layer_with_buffers
     try:
         output = network(images)
     except _ERRORS_OF_A_RUN:

@@ -409,6 +409,29 @@ def test_functional_dropout_that_runs_in_training_only_is_noticed():
         PrototypePoolingTrunk(Dropping())
 
 
+class Sharing(Headed):
+    """A network that runs the same module in front of its average and behind."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.shared(self.average(self.shared(self.body(images))).flatten(1))
+
+
+@pytest.mark.parametrize("shared", [nn.Tanh, nn.Dropout])
+def test_modules_that_run_on_both_sides_of_the_average_are_noticed(shared):
+    """Dropping them would change the local features, and leaving them the average."""
+    with pytest.raises(ValueError, match=r"candidates \['average'\] average feature maps, but what follows"):
+        PrototypePoolingTrunk(Sharing(shared()))
+
+
+def test_a_pool_of_a_fixed_size_is_not_taken_for_feature_maps():
+    network = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.AvgPool2d(28))
+    assert PrototypePoolingTrunk(network).pooling is network[1]
+
+
 def test_vgg_is_told_by_name_only():
     with torch.device("meta"):
         network = torchvision.models.vgg11()
