@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from pml_xbml import comparison, monitoring
+from pml_xbml import comparison
 from pml_xbml.comparison import Comparison, Run
 
 #: Of the trunk, when it starts from pretrained weights.
 PRETRAINED_LEARNING_RATE = 1e-5
-GLYPHS_TRAIN_CLASSES = 64
 
 
 def default_jobs() -> int:
@@ -30,22 +29,20 @@ def demo(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """The comparison that the options ask for."""
-    depending: dict[str, Any] = {"train_classes": options.train_classes}
-    if options.dataset == "glyphs" and options.train_classes is None:
-        depending["train_classes"] = GLYPHS_TRAIN_CLASSES
-    if options.learning_rate is not None:
-        depending["learning_rate"] = options.learning_rate
-    elif hasattr(options, "weights"):
+    depending: dict[str, Any] = {}
+    if options.dataset != "glyphs" and "train_classes" not in options:
+        depending["train_classes"] = None
+    if "weights" in options and "learning_rate" not in options:
         depending["learning_rate"] = PRETRAINED_LEARNING_RATE
     if options.num_prototypes is not None:
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
     settings = dataclasses.replace(_settings(options), **depending)
-    return _compare(settings, options, options.loss, options.weight, options.download)
+    return _compare(settings, options, options.losses, options.cross_batch_weights, options.download)
 
 
 def look(options: argparse.Namespace) -> int:
     """Pictures of what a run's prototypes respond to."""
-    for picture in monitoring.look(options.run_dir, images=options.images):
+    for picture in comparison.look(options.run_dir, images=options.images):
         print(picture)
     return 0
 
@@ -55,9 +52,7 @@ def _settings(options: argparse.Namespace) -> Run:
         field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in options
     }
     iterations = given.get("iterations", Run.iterations)
-    if given.get("iterations_per_epoch") is None:
-        given["iterations_per_epoch"] = min(Run.iterations_per_epoch, iterations)
-    return Run(**given)
+    return Run(**{"iterations_per_epoch": min(Run.iterations_per_epoch, iterations), **given})
 
 
 def _compare(

@@ -71,6 +71,7 @@ def _add_compare(subparsers: Any) -> None:
     data.add_argument(
         "--train-classes",
         type=int,
+        default=argparse.SUPPRESS,
         metavar="N",
         help="classes to train on; validation takes those that training and test leave (default: 64 of "
         "glyphs; of others three quarters of the classes that are not for test)",
@@ -85,6 +86,7 @@ def _add_compare(subparsers: Any) -> None:
     compared = parser.add_argument_group("what is compared")
     compared.add_argument(
         "--loss",
+        dest="losses",
         nargs="+",
         default=["contrastive"],
         choices=list(comparison.LOSSES),
@@ -93,10 +95,11 @@ def _add_compare(subparsers: Any) -> None:
     )
     compared.add_argument(
         "--weight",
+        dest="cross_batch_weights",
         nargs="+",
         type=float,
         default=[comparison.DEFAULT_WEIGHT],
-        metavar="λ",
+        metavar="LAMBDA",
         help="one or more weights of the cross-batch term, between 0 and 1, each against the same plain "
         f"runs (default: {comparison.DEFAULT_WEIGHT:g})",
     )
@@ -133,6 +136,7 @@ def _add_compare(subparsers: Any) -> None:
     network.add_argument(
         "--learning-rate",
         type=float,
+        default=argparse.SUPPRESS,
         metavar="RATE",
         help=f"Adam's, of the trunk (default: {Run.learning_rate:g}; with --weights "
         f"{commands.PRETRAINED_LEARNING_RATE:g})",
@@ -181,6 +185,7 @@ def _add_seed_iterations_and_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iterations-per-epoch",
         type=int,
+        default=argparse.SUPPRESS,
         metavar="N",
         help="batches between two validations, of which the best is kept; divides --iterations (default: "
         f"{Run.iterations_per_epoch}, or --iterations if that is less)",

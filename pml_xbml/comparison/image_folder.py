@@ -28,7 +28,7 @@ def open_image_folder(folder: str | Path) -> ImageFolder:
         raise ValueError(
             f"dataset: there is no folder {str(folder)!r}; give a folder with one folder of images a class"
         )
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
     if len(classes) < FEWEST_CLASSES:
         raise ValueError(
             f"dataset: {str(folder)!r} has {len(classes)} class folder(s) ({_names(classes)}); training, "

@@ -1,0 +1,242 @@
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from pml_xbml import benchmarker, cli, comparison
+from pml_xbml.cli import commands, main
+from pml_xbml.cli.parser import build_parser
+from pml_xbml.comparison import METRICS, Run, splits
+from pml_xbml.datasets import Glyphs
+
+TINY = ["--image-size", "16", "--embedding-size", "8", "--num-prototypes", "4", "--jobs", "1"]
+TINY += ["--batch-size", "8", "--samples-per-class", "2"]
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """Twelve classes of three images, in shades of gray."""
+    folder = tmp_path_factory.mktemp("images")
+    for label in range(12):
+        (folder / f"class_{label:02d}").mkdir()
+        for index in range(3):
+            shade = (20 * label + 7 * index, 128, 40 * index)
+            Image.new("RGB", (16, 16), shade).save(folder / f"class_{label:02d}" / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def settings_of(monkeypatch):
+    """What a command line asks the comparison for, without training."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(*line):
+        given = {}
+
+        def compare(*arguments):
+            names = ("settings", "losses", "weights", "num_seeds", "out", "jobs", "download")
+            given.update(zip(names, arguments, strict=True))
+            raise Asked
+
+        monkeypatch.setattr(commands.comparison, "compare", compare)
+        with pytest.raises(Asked):
+            main(line)
+        return given
+
+    return asked
+
+
+class FewGlyphs(Glyphs):
+    """The first 70 characters of each split."""
+
+    def generate_split(self):
+        super().generate_split()
+        kept = [label for label in self.labels if label < self.labels[0] + 70]
+        self.labels, self.images = kept, self.images[: len(kept)]
+
+
+def test_demo_shows_the_table_and_where_everything_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(splits.datasets, "Glyphs", FewGlyphs)
+    out = tmp_path / "demo"
+    line = ["demo", "--out", str(out), "--seeds", "1", "--iterations", "3", "--jobs", "1"]
+    assert main(line) == 0
+    printed = capsys.readouterr()
+    assert "plain     XML  difference" in printed.out
+    for name in METRICS.values():
+        assert f"\n{name} " in printed.out
+    assert "cannot be told from noise with 1 seed" in printed.out
+    assert f"tensorboard --logdir {out / 'runs'}" in printed.out
+    for path in ("results.csv", "differences.png", "learning_curves.png"):
+        assert f"{out / path}\n" in printed.out
+        assert (out / path).is_file()
+    assert "6/6" in printed.err
+    # The same command again reads what is there, and prints the same table.
+    assert main(line) == 0
+    table = printed.out.split("\n\n")[1]
+    assert table in capsys.readouterr().out
+
+
+def test_demo_is_the_smallest_comparison(settings_of):
+    asked = settings_of("demo")
+    assert asked["settings"] == Run()
+    assert (asked["losses"], asked["num_seeds"], asked["out"]) == (["contrastive"], 2, "runs/demo")
+    assert settings_of("demo", "--seed", "5")["settings"] == Run(seed=5)
+    assert settings_of("demo", "--iterations", "30")["settings"] == Run(
+        iterations=30, iterations_per_epoch=30
+    )
+
+
+def test_compare_on_a_folder(image_folder, tmp_path, capsys):
+    line = [
+        "compare",
+        "--dataset",
+        str(image_folder),
+        "--seeds",
+        "1",
+        "--iterations",
+        "2",
+        "--weight",
+        "0.1",
+        "0.3",
+    ]
+    assert main([*line, "--out", str(tmp_path), "--loss", "contrastive", "triplet", *TINY]) == 0
+    printed = capsys.readouterr().out
+    for loss in ("contrastive", "triplet"):
+        for weight in ("0.1", "0.3"):
+            assert f"{loss}, weight {weight}: mean of 1 seed(s)" in printed
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_compare_options_become_settings(settings_of):
+    line = (
+        "compare --dataset cub --root /data --download --train-classes 40 --image-size 64 --workers 3 "
+        "--loss triplet proxy_nca --weight 0.1 0.3 --seeds 7 --num-prototypes 32 --trunk resnet18 --weights "
+        "--embedding-size 16 --batch-size 64 --samples-per-class 2 --embedder-learning-rate 0.01 "
+        "--schedule constant --out /out --seed 3 --iterations 500 --iterations-per-epoch 50 --jobs 4"
+    )
+    asked = settings_of(*line.split())
+    assert asked.pop("settings") == Run(
+        dataset="cub",
+        root="/data",
+        train_classes=40,
+        image_size=64,
+        dataloader_num_workers=3,
+        pooling_options={"num_prototypes": 32},
+        trunk="resnet18",
+        weights="DEFAULT",
+        embedding_size=16,
+        batch_size=64,
+        samples_per_class=2,
+        learning_rate=1e-5,
+        embedder_learning_rate=0.01,
+        schedule="constant",
+        seed=3,
+        iterations=500,
+        iterations_per_epoch=50,
+    )
+    assert asked == {
+        "losses": ["triplet", "proxy_nca"],
+        "weights": [0.1, 0.3],
+        "num_seeds": 7,
+        "out": "/out",
+        "jobs": 4,
+        "download": True,
+    }
+
+
+def test_defaults_that_depend_on_other_options(settings_of):
+    assert settings_of("compare")["settings"] == Run(train_classes=64)
+    assert settings_of("compare", "--dataset", "cub")["settings"].train_classes is None
+    assert (
+        settings_of("compare", "--weights", "a.pth", "--learning-rate", "0.1")["settings"].learning_rate
+        == 0.1
+    )
+
+
+@pytest.mark.parametrize("command", ["demo", "compare", "look"])
+def test_every_option_is_explained(command, capsys):
+    subparsers = next(action for action in build_parser()._actions if isinstance(action.choices, dict))
+    for action in subparsers.choices[command]._actions:
+        assert action.help, action.dest
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["compare", "--dataset", "/nowhere"], "dataset: there is no folder '/nowhere'"),
+        (["compare", "--dataset", "cub"], "root: give the folder of cub"),
+        (["compare", "--weight", "2"], "cross_batch_weight must lie between 0 and 1, got 2.0"),
+        (["compare", "--seeds", "0"], "at least one loss, one weight and one seed"),
+        (["demo", "--iterations", "250"], "multiple of iterations_per_epoch, got 250 and 100"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_a_line(line, message, capsys, tmp_path):
+    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pml-xbml: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_look_hands_over(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(
+        comparison, "look", lambda *args, **kwargs: calls.append((args, kwargs)) or ["a.png"]
+    )
+    assert main(["look", "some/run", "--images", "some/images"]) == 0
+    assert calls == [(("some/run",), {"images": "some/images"})]
+    assert capsys.readouterr().out == "a.png\n"
+
+
+def test_benchmark_hands_over_the_rest_of_the_line_unread(monkeypatch):
+    lines = []
+    monkeypatch.setattr(benchmarker, "main", lambda argv: lines.append(argv) or 3)
+    assert main(["benchmark", "--help", "--experiment_name", "x", "--seed", "1"]) == 3
+    assert lines == [["--help", "--experiment_name", "x", "--seed", "1"]]
+
+
+def run_in_a_session_of_its_own(line):
+    os.setsid()
+    raise SystemExit(main(line))
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_keeps_what_was_recorded(image_folder, tmp_path, jobs):
+    line = ["compare", "--dataset", str(image_folder), "--out", str(tmp_path), *TINY, "--jobs", jobs]
+    endless = [*line, "--seeds", "1", "--iterations", "100000", "--iterations-per-epoch", "4"]
+    process = multiprocessing.get_context("fork").Process(target=run_in_a_session_of_its_own, args=(endless,))
+    process.start()
+    first_run = tmp_path / "runs" / "contrastive_plain_seed-0"
+    deadline = time.monotonic() + 60
+    while not list(first_run.glob("models/trunk_best*.pth")):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert (tmp_path / "results.csv").is_file()
+    assert (first_run / "records" / "loss_histories.csv").is_file()
+
+
+def test_module_can_be_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "pml_xbml.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "compare", "look", "benchmark"):
+        assert re.search(rf"^ +{command}\b", done.stdout, re.MULTILINE)
+    assert cli.main is main

@@ -1,0 +1,116 @@
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from pml_xbml.comparison import compare, plan_runs
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_run, tmp_path_factory):
+    return compare(tiny_run, weights=[0.1, 0.5], num_seeds=2, out=tmp_path_factory.mktemp("unbroken"))
+
+
+def test_plan(tiny_run):
+    settings = dataclasses.replace(tiny_run, seed=7, loss_options={"ridge": 0.5})
+    runs = plan_runs(settings, ["triplet", "contrastive", "triplet"], [0.1, 0.3], num_seeds=2)
+    assert [(run.seed, run.loss, run.variant, run.cross_batch_weight) for run in runs] == [
+        (seed, loss, variant, weight)
+        for seed in (7, 8)
+        for loss in ("triplet", "contrastive")
+        for variant, weight in (("plain", None), ("xml", 0.1), ("xml", 0.3))
+    ]
+    assert all(bool(run.loss_options) == bool(run.pooling_options) == (run.variant == "xml") for run in runs)
+    assert len({run.name for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "seeds"), [([], [0.1], 1), (["triplet"], [], 1), (["triplet"], [0.1], 0)]
+)
+def test_nothing_to_compare(tiny_run, losses, weights, seeds):
+    with pytest.raises(ValueError, match=f"at least one loss, one weight and one seed.*seeds={seeds}"):
+        plan_runs(tiny_run, losses, weights, seeds)
+
+
+def test_files(unbroken):
+    rows = unbroken.results_path.read_text().splitlines()
+    assert len(rows) == 1 + 6
+    for picture in (unbroken.differences_path, unbroken.curves_path):
+        assert picture.stat().st_size > 5000
+    assert len(list(unbroken.runs_folder.glob("*/tensorboard/events*"))) >= 6
+
+
+def test_text_has_a_table_a_weight_and_the_conclusion(unbroken):
+    first, second, conclusion = str(unbroken).split("\n\n")
+    assert first.startswith("contrastive, weight 0.1: mean of 2 seed(s)")
+    assert second.startswith("contrastive, weight 0.5: mean of 2 seed(s)")
+    assert "cannot be told from noise with 2 seed(s)" in conclusion
+
+
+def test_the_table_repeats(tiny_run, unbroken, tmp_path):
+    again = compare(tiny_run, weights=[0.1, 0.5], num_seeds=2, out=tmp_path, jobs=2)
+    assert str(again) == str(unbroken)
+    assert again.results_path.read_bytes() == unbroken.results_path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "moment"),
+    [(1, "contrastive_xml_0.1_*seed-0/models/trunk_best*.pth"), (2, "contrastive_plain_seed-1/run.json")],
+)
+def test_killed_and_started_again_it_gives_the_same_results(tiny_run, unbroken, tmp_path, jobs, moment):
+    arguments = (tiny_run, ["contrastive"], [0.1, 0.5], 2, tmp_path, jobs)
+    process = multiprocessing.get_context("fork").Process(target=compare, args=arguments)
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "runs").glob(moment)):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "results.csv").exists()
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    compare(*arguments)
+    assert (tmp_path / "results.csv").read_bytes() == unbroken.results_path.read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_more_seeds_are_added_to_what_is_there(tiny_run, unbroken, tmp_path):
+    folder = shutil.copytree(unbroken.folder, tmp_path / "copy")
+    earlier = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
+    more = compare(tiny_run, weights=[0.1, 0.5], num_seeds=3, out=folder)
+    assert len(more.results) == 9
+    assert {path: path.stat().st_mtime_ns for path in earlier} == earlier
+
+
+def test_other_settings_in_the_same_folder_are_refused_before_anything_is_written(tiny_run, unbroken):
+    before = unbroken.results_path.read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run with other settings: embedding_size=8 \(now 4\)"):
+        compare(
+            dataclasses.replace(tiny_run, embedding_size=4), weights=[0.1], num_seeds=1, out=unbroken.folder
+        )
+    assert unbroken.results_path.read_bytes() == before
+
+
+def test_a_broken_image_is_found_before_training(tiny_run, image_folder, tmp_path):
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    (folder / "class_11" / "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"class_11.3\.png' cannot be read"):
+        compare(dataclasses.replace(tiny_run, dataset=str(folder)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_finished_is_written_down_when_a_run_fails(tiny_run, tmp_path):
+    compare(tiny_run, weights=[0.1], num_seeds=1, out=tmp_path)
+    results = (tmp_path / "results.csv").read_bytes()
+    (tmp_path / "results.csv").unlink()
+    next_run = tmp_path / "runs" / "contrastive_plain_seed-1"
+    next_run.mkdir()
+    (next_run / "models").write_text("not a folder")
+    with pytest.raises(OSError, match="models"):
+        compare(tiny_run, weights=[0.1], num_seeds=2, out=tmp_path)
+    assert (tmp_path / "results.csv").read_bytes() == results

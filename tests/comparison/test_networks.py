@@ -1,0 +1,72 @@
+import builtins
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from pml_xbml.comparison.networks import SmallTrunk, build_network
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+
+def test_small_trunk_is_wrapped_at_its_average():
+    images = torch.randn(2, 3, 32, 32)
+    plain = build_network("small").eval()
+    expected = plain(images)
+    wrapped = PrototypePoolingTrunk(plain, num_prototypes=4)
+    assert wrapped.num_features == 128
+    assert torch.equal(wrapped(images), expected)
+    wrapped.train()(images)
+    assert wrapped.histograms.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("small", SmallTrunk),
+        ("squeezenet1_1", torchvision.models.SqueezeNet),
+        ("test_resnet.r160_in1k", timm.models.ResNet),
+    ],
+)
+def test_names(name, kind):
+    assert isinstance(build_network(name), kind)
+
+
+def test_weights_from_a_file(tmp_path):
+    saved = build_network("small")
+    torch.save(saved.state_dict(), tmp_path / "small.pth")
+    loaded = build_network("small", weights=str(tmp_path / "small.pth"))
+    assert all(
+        torch.equal(saved.state_dict()[name], loaded.state_dict()[name]) for name in saved.state_dict()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        (
+            "no_such_network",
+            None,
+            "trunk must be 'small' or the name of a torchvision or timm model, got 'no_such",
+        ),
+        ("small", "DEFAULT", "'small' has no pretrained weights, got 'DEFAULT'"),
+        ("resnet18", "NONSENSE", r"weights must be a file, 'DEFAULT' or one of \['IMAGENET1K_V1'\]"),
+        ("test_resnet.r160_in1k", "IMAGENET1K_V1", "weights must be a file or 'DEFAULT' for the timm model"),
+    ],
+)
+def test_what_cannot_be_built(name, weights, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(name, weights)
+
+
+def test_without_timm_the_message_tells_of_it(monkeypatch):
+    import_module = builtins.__import__
+
+    def without_timm(name, *others, **kwargs):
+        if name == "timm":
+            raise ModuleNotFoundError(name)
+        return import_module(name, *others, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_timm)
+    with pytest.raises(ValueError, match="timm's models are known too once timm is installed"):
+        build_network("vit_tiny_patch16_224")
