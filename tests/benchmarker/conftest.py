@@ -103,7 +103,7 @@ def experiments(tmp_path_factory, few_glyphs):
 
 @pytest.fixture(scope="session")
 def fake_datasets(tmp_path_factory):
-    """CUB, Cars196, SOP and In-shop in their real layouts, a few images each, some of them without colours."""
+    """CUB, Cars196, SOP and In-shop in their real layouts, with few images, some of them without colours."""
     root = tmp_path_factory.mktemp("datasets")
     _fake_cub(root / "cub" / "CUB_200_2011")
     _fake_cars196(root / "cars196")
