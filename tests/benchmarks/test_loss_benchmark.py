@@ -1,0 +1,89 @@
+import pytest
+import torch
+from pytorch_metric_learning.losses import ContrastiveLoss
+
+from pml_xbml import functional
+from pml_xbml.losses import CrossBatchPrototypeLoss
+
+EMBEDDING_SIZE, NUM_PROTOTYPES, RIDGE = 128, 64, 0.05
+
+
+def random_batch(batch_size, device):
+    embeddings = torch.nn.functional.normalize(torch.randn(batch_size, EMBEDDING_SIZE, device=device))
+    histograms = torch.softmax(torch.randn(batch_size, NUM_PROTOTYPES, device=device), dim=1)
+    return embeddings.requires_grad_(), histograms.requires_grad_()
+
+
+def test_loss(ratio, device):
+    embeddings, histograms = random_batch(128, device)
+    others, _ = random_batch(128, device)
+    labels = torch.arange(128, device=device) // 4
+    loss, cross_batch_loss = ContrastiveLoss(), CrossBatchPrototypeLoss(ContrastiveLoss())
+
+    def two_evaluations():
+        torch.autograd.grad(loss(embeddings, labels) + loss(others, labels), (embeddings, others))
+
+    def one_with_the_cross_batch_term():
+        value = cross_batch_loss(embeddings, labels, histograms=histograms)
+        torch.autograd.grad(value, (embeddings, histograms))
+
+    ratio(
+        "CrossBatchPrototypeLoss(ContrastiveLoss()), B = 128, forward + backward",
+        one_with_the_cross_batch_term,
+        "two evaluations of ContrastiveLoss",
+        two_evaluations,
+        reach="≤ 1.6",
+        rounds=300,
+    )
+
+
+def expression_by_explicit_inverses(histograms, embeddings):
+    """Both halves by the dual form as it is printed: an N×N matrix, inverted, in float32."""
+    first, second = zip(histograms.chunk(2), embeddings.chunk(2), strict=True)
+
+    def fitted(histograms, embeddings):
+        identity = torch.eye(len(histograms), device=histograms.device)
+        return histograms.T @ torch.inverse(histograms @ histograms.T + RIDGE * identity) @ embeddings
+
+    return torch.cat([first[0] @ fitted(*second), second[0] @ fitted(*first)])
+
+
+def our_expression(histograms, embeddings):
+    return functional.cross_batch_expression(histograms, embeddings, RIDGE)
+
+
+def forward_and_backward(expression, batch_size, device):
+    embeddings, histograms = random_batch(batch_size, device)
+    gradient = torch.randn(batch_size, EMBEDDING_SIZE, device=device)
+
+    def step():
+        torch.autograd.grad(expression(histograms, embeddings), (histograms, embeddings), gradient)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "reach", "rounds"), [(128, "≥ 1", 300), (1024, "≥ 10", 40), (4096, "≥ 50", 5)]
+)
+def test_fit_and_expression(ratio, device, batch_size, reach, rounds):
+    ratio(
+        f"fit and expression of both halves, B = {batch_size}, forward + backward",
+        forward_and_backward(our_expression, batch_size, device),
+        "explicit inverses (times faster)",
+        forward_and_backward(expression_by_explicit_inverses, batch_size, device),
+        reach=reach,
+        rounds=rounds,
+        faster=True,
+    )
+
+
+def test_compiled_fit_and_expression(ratio, device):
+    compiled = torch.compile(our_expression, fullgraph=True)
+    ratio(
+        "compiled fit and expression, B = 128, forward + backward",
+        forward_and_backward(compiled, 128, device),
+        "not compiled",
+        forward_and_backward(our_expression, 128, device),
+        reach="",
+        rounds=200,
+    )

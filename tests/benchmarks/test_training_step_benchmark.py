@@ -1,0 +1,77 @@
+import json
+
+import torch
+import torchvision
+from pytorch_metric_learning.losses import ContrastiveLoss
+
+from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+BATCH_SIZE, EMBEDDING_SIZE = 32, 128
+ON_GPU, ON_CPU = ("resnet50", 224, 2048), ("resnet18", 112, 512)
+
+
+def training_step(device, with_prototypes):
+    name, side, num_features = ON_GPU if device == "cuda" else ON_CPU
+    trunk = torchvision.models.get_model(name, weights=None)
+    loss = ContrastiveLoss()
+    if with_prototypes:
+        trunk = PrototypePoolingTrunk(trunk)
+        loss = CrossBatchPrototypeLoss(loss, pooling=trunk)
+    else:
+        trunk.fc = torch.nn.Identity()
+    model = torch.nn.Sequential(trunk, torch.nn.Linear(num_features, EMBEDDING_SIZE)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    images = torch.randn(BATCH_SIZE, 3, side, side, device=device)
+    labels = torch.arange(BATCH_SIZE, device=device) // 4
+
+    def step():
+        optimizer.zero_grad()
+        loss(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_memory(step, device, trace):
+    """Bytes that a step holds at its fullest, beyond weights and optimizer state."""
+    step()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    profile.export_chrome_trace(str(trace))
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def test_time(ratio, device):
+    ratio(
+        "training step of a ResNet",
+        training_step(device, with_prototypes=True),
+        "base loss and global average pooling",
+        training_step(device, with_prototypes=False),
+        reach="≤ 1.03",
+        rounds=20,
+    )
+
+
+def test_peak_memory(benchmark, device, report, tmp_path):
+    def measure():
+        return [
+            peak_memory(training_step(device, with_prototypes), device, tmp_path / "trace.json")
+            for with_prototypes in (True, False)
+        ]
+
+    ours, reference = benchmark.pedantic(measure, rounds=1)
+    benchmark.extra_info["ratio"] = ours / reference
+    report("training step of a ResNet, peak memory", "the same", "≤ 1.03", ours / reference)
