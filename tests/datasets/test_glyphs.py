@@ -31,7 +31,7 @@ def squared_shares(images):
 
 def drawn_by_matplotlib(character, font):
     """The character at 24 pixels per em, centred by its ink on 32 x 32 pixels."""
-    font.set_size(ptsize=4 * 24, dpi=72)
+    font.set_size(4 * 24, 72)
     font.set_text(character)
     font.draw_glyphs_to_bitmap(antialiased=True)
     image = Image.fromarray(np.asarray(font.get_image()))
