@@ -84,9 +84,10 @@ def sample_images(
     size = len(dataset)
     if size == 0:
         raise ValueError("dataset is empty, so there is nothing to look at")
-    num_runs = max(1, min(num_images, size) // _IMAGES_IN_A_ROW)
-    starts = np.linspace(0, max(0, size - _IMAGES_IN_A_ROW), num_runs).round().astype(int)
-    indices = np.unique(starts[:, None] + np.arange(min(_IMAGES_IN_A_ROW, num_images, size))).tolist()
+    run_length = min(_IMAGES_IN_A_ROW, num_images)
+    starts = np.linspace(0, size - run_length, num_images // run_length).round().astype(int)
+    runs = np.unique(starts[:, None] + np.arange(run_length))
+    indices = (np.arange(size) if size <= num_images else runs).tolist()
     loader = DataLoader(Subset(dataset, indices), batch_size=len(indices), collate_fn=collate_fn)
     with preserved_random_state():
         images, labels = data_and_label_getter(next(iter(loader)))

@@ -55,7 +55,7 @@ def most_used_prototypes(view: PrototypeView, num_prototypes: int = 8, num_image
         rows.append(_overlaid(images, resized_maps(maps / peak, images.shape[-2:])))
         labels.append(f"prototype {prototype}\n{view.use[prototype]:.1%} of all\nbrightest {peak:.0%}")
     mosaic = _mosaic(rows)
-    figure, axes = _mosaic_figure(mosaic, len(rows), left_margin=1.6)
+    figure, axes = _mosaic_figure(mosaic, len(rows), left_margin=1.75)
     _label_rows(axes, mosaic, labels)
     figure.suptitle("The most used prototypes, and the images that use them most")
     return figure
@@ -110,8 +110,8 @@ def prototype_use(view: PrototypeView) -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(use))
-    axes.bar(places, 100 * best[order], width=1, color="#c6dbef", label="is the best match")
-    axes.step(places, 100 * use, where="mid", color="#08519c", linewidth=2, label="mean histogram")
+    axes.bar(places, 100 * best[order].numpy(), width=1, color="#c6dbef", label="is the best match")
+    axes.step(places, 100 * use.numpy(), where="mid", color="#08519c", linewidth=2, label="mean histogram")
     axes.axhline(100 / len(use), color="black", linewidth=0.8, linestyle="--", label="used equally")
     axes.set_xlim(-0.5, len(use) - 0.5)
     axes.set_xlabel("prototypes, the most used first")
@@ -132,7 +132,7 @@ def prototype_similarities(view: PrototypeView) -> Figure:
         The figure.
     """
     directions = functional.unit_vectors(view.prototypes.double())
-    cosines = (directions @ directions.T).clamp(-1, 1)
+    cosines = (directions @ directions.T).clamp(-1, 1).numpy()
     order = _neighbors_in_line(cosines)
     figure = Figure(figsize=(6, 5.2), layout="constrained")
     axes = figure.subplots()
@@ -183,7 +183,7 @@ def expressed_and_actual_embeddings(
 
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    image = axes.imshow(cosines.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     figure.colorbar(image, label="cosine")
     num_first = int(first_half.sum())
     class_starts = 1 + torch.nonzero(labels[1:] != labels[:-1]).flatten()
@@ -256,10 +256,10 @@ def _label_rows(axes: Axes, mosaic: FloatArray, labels: Sequence[str]) -> None:
     axes.tick_params(length=0)
 
 
-def _neighbors_in_line(cosines: Tensor) -> list[int]:
+def _neighbors_in_line(cosines: npt.NDArray[np.float64]) -> list[int]:
     """An order of the rows that puts similar ones side by side."""
     if len(cosines) < 3:
         return list(range(len(cosines)))
-    distances = squareform(1 - cosines.numpy(), checks=False)
+    distances = squareform(1 - cosines, checks=False)
     tree = hierarchy.linkage(distances, method="average", optimal_ordering=True)
     return [int(leaf) for leaf in hierarchy.leaves_list(tree)]

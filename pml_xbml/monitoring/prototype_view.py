@@ -100,7 +100,7 @@ def view_prototypes(
         labels=labels.cpu() if labels.ndim == 1 else labels[:, 0].cpu(),
         assignments=torch.cat(assignments),
         embeddings=torch.cat(embeddings),
-        prototypes=pooling.prototypes.detach().cpu(),
+        prototypes=pooling.prototypes.detach().to("cpu", copy=True),
     )
 
 

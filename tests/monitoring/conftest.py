@@ -39,6 +39,7 @@ class TinyRun:
     Args:
         folder: Where its models, records and events go.
         uses_plugin: Whether trunk, loss and sampler are the plugin's, or PML's.
+        sampler_seed: The plugin's sampler's.
         num_workers: How many workers the loader has.
         patience: As PML's hook has it.
         collect_stats: Whether loss and pooling compute their records.
@@ -46,7 +47,14 @@ class TinyRun:
     """
 
     def __init__(
-        self, folder, uses_plugin=True, num_workers=0, patience=None, collect_stats=False, **hook_options
+        self,
+        folder,
+        uses_plugin=True,
+        sampler_seed=None,
+        num_workers=0,
+        patience=None,
+        collect_stats=False,
+        **hook_options,
     ):
         self.model_folder = os.path.join(folder, "saved_models")
         self.tensorboard_folder = os.path.join(folder, "tensorboard")
@@ -62,7 +70,7 @@ class TinyRun:
         if uses_plugin:
             self.trunk = PrototypePoolingTrunk(self.trunk, num_prototypes=5, collect_stats=collect_stats)
             self.loss = CrossBatchPrototypeLoss(self.loss, pooling=self.trunk, collect_stats=collect_stats)
-            self.sampler = DisjointClassPairSampler(self.dataset.labels, **SIZES)
+            self.sampler = DisjointClassPairSampler(self.dataset.labels, seed=sampler_seed, **SIZES)
         else:
             self.trunk.extend([torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()])
             self.sampler = samplers.MPerClassSampler(self.dataset.labels, **SIZES)
@@ -118,6 +126,6 @@ class TinyRun:
         self.writer.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run():
     return TinyRun

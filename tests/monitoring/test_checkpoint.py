@@ -13,6 +13,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pml_xbml.samplers import DisjointClassPairSampler
+
+SIZES = {"m": 2, "batch_size": 8, "length_before_new_iter": 32}
 # A forked child has all modules imported already: a start costs milliseconds, not seconds.
 FORK = multiprocessing.get_context("fork")
 
@@ -20,7 +23,7 @@ FORK = multiprocessing.get_context("fork")
 def start(run_class, folder, num_epochs, **options):
     def train():
         os.setpgrp()
-        run_class(folder, **options).train(num_epochs)
+        run_class(folder, picture_interval=None, **options).train(num_epochs)
 
     process = FORK.Process(target=train)
     process.start()
@@ -95,11 +98,10 @@ def assert_same_run(folder, unbroken_folder):
     assert recorded_scalars(folder) == recorded_scalars(unbroken_folder)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def everything_imported(tiny_run, tmp_path_factory):
     """PyTorch and PML import much at the first use only: what is imported here no child has to import."""
-    tiny_run(tmp_path_factory.mktemp("warm_up")).train(1)
-    tiny_run(tmp_path_factory.mktemp("warm_up"), uses_plugin=False).train(1)
+    tiny_run(tmp_path_factory.mktemp("warm_up"), picture_interval=None).train(1)
 
 
 def run_and_kill(run_class, folder, delay, **options):
@@ -135,3 +137,40 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tiny_run, tmp_pa
     run_to_its_end(tiny_run, tmp_path / "unbroken", num_epochs, **options)
 
     assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_a_checkpoint_is_of_a_trainer_with_the_same_parts(tiny_run, tmp_path):
+    run = tiny_run(tmp_path)
+    run.hooks.resume(run.trainer, run.model_folder)
+    other = tiny_run(tmp_path)
+    del other.trainer.lr_schedulers["trunk_scheduler_by_iteration"]
+    before = {name: value.clone() for name, value in other.trunk.state_dict().items()}
+    with pytest.raises(ValueError, match=r"The trainer's lr_schedulers are .*; build the trainer as it was"):
+        other.hooks.resume(other.trainer, other.model_folder)
+    assert_identical(dict(other.trunk.state_dict()), before)
+
+
+def test_the_memory_of_a_cross_batch_memory_comes_back(tiny_run, tmp_path):
+    run = tiny_run(tmp_path, picture_interval=None)
+    run.train(2)
+    resumed = tiny_run(tmp_path)
+    assert resumed.hooks.resume(resumed.trainer, resumed.model_folder) == 3
+    memory, restored = run.loss.loss, resumed.loss.loss
+    assert (restored.queue_idx, restored.has_been_filled) == (memory.queue_idx, True)
+    assert torch.equal(restored.embedding_memory, memory.embedding_memory)
+    assert torch.equal(restored.label_memory, memory.label_memory)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_the_sampler_goes_on_whatever_the_interval(tiny_run, tmp_path, interval):
+    """Three batches make an epoch of the trainer and four a pass of the sampler, and a worker reads ahead."""
+    options = {"sampler_seed": 5, "num_workers": 1, "checkpoint_interval": interval}
+    seen = []
+    for _ in range(2):
+        run = tiny_run(tmp_path, picture_interval=None, **options)
+        run.trainer.data_and_label_getter = lambda batch: seen.append(batch[1].tolist()) or batch
+        run.train(6 if not seen else 12)
+
+    sampler = DisjointClassPairSampler(run.dataset.labels, seed=5, **SIZES)
+    labels = [int(run.dataset.labels[index]) for _ in range(9) for index in sampler]
+    assert seen == [labels[start : start + 8] for start in range(0, len(labels), 8)]
