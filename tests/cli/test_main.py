@@ -192,9 +192,7 @@ def test_what_cannot_be_used_is_told_in_a_line(line, message, capsys, tmp_path):
 
 def test_look_hands_over(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(
-        comparison, "look", lambda *args, **kwargs: calls.append((args, kwargs)) or ["a.png"]
-    )
+    monkeypatch.setattr(comparison, "look", lambda *args, **kwargs: calls.append((args, kwargs)) or ["a.png"])
     assert main(["look", "some/run", "--images", "some/images"]) == 0
     assert calls == [(("some/run",), {"images": "some/images"})]
     assert capsys.readouterr().out == "a.png\n"

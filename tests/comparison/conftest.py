@@ -5,9 +5,18 @@ import pytest
 from PIL import Image
 
 from pml_xbml.comparison import Run
+from pml_xbml.monitoring.picture_writer import PictureWriter
 
 NUM_CLASSES = 12
 IMAGES_PER_CLASS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_pictures():
+    """Pictures take longer than the tiny runs; their own tests draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PictureWriter, "write", lambda *args, **kwargs: None)
+        yield
 
 
 @pytest.fixture(scope="session")
