@@ -298,51 +298,90 @@ def ridge_fit(histograms: Tensor, embeddings: Tensor, ridge: float, prior: Tenso
     Raises:
         ValueError: if the ridge is not positive.
     """
+    _check_ridge(ridge)
+    histograms, embeddings = histograms.double(), embeddings.double()
+    if prior is None:
+        fitted: Tensor = _RidgeFit.apply(histograms, embeddings, ridge)
+        return fitted
+    prior = prior.double()
+    return prior + _RidgeFit.apply(histograms, embeddings - histograms @ prior, ridge)
+
+
+def _check_ridge(ridge: float) -> None:
     if not ridge > 0:
         raise ValueError(f"ridge must be greater than 0, got {ridge}")
-    histograms, embeddings = histograms.double(), embeddings.double()
-    with torch.autocast(histograms.device.type, enabled=False):
-        if prior is None:
-            fitted: Tensor = _RidgeFit.apply(histograms, embeddings, ridge)
-            return fitted
-        prior = prior.double()
-        return prior + _RidgeFit.apply(histograms, embeddings - histograms @ prior, ridge)
 
 
 class _RidgeFit(torch.autograd.Function):
-    """A = G⁻¹ZᵀR with G = ZᵀZ + εI, or A = Zᵀ K⁻¹R with K = ZZᵀ + εI, and the closed form of its gradient.
-
-    Primal, B = G⁻¹ ∂A:              ∂R = Z B,   ∂Z = R Bᵀ − Z (A Bᵀ + B Aᵀ).
-    Dual, C = K⁻¹R, H = K⁻¹ Z ∂A:    ∂R = H,     ∂Z = C ∂Aᵀ − (H Cᵀ + C Hᵀ) Z.
-    """
-
     @staticmethod
     def forward(ctx: Any, histograms: Tensor, targets: Tensor, ridge: float) -> Tensor:
-        ctx.is_primal = histograms.shape[-2] >= histograms.shape[-1]
-        if ctx.is_primal:
-            inverse = _inverse_of_regularized(histograms.mT @ histograms, ridge)
-            fitted = inverse @ (histograms.mT @ targets)
-            ctx.save_for_backward(histograms, inverse, targets, fitted)
-            return fitted
-        inverse = _inverse_of_regularized(histograms @ histograms.mT, ridge)
-        coefficients = inverse @ targets
-        ctx.save_for_backward(histograms, inverse, coefficients)
-        return histograms.mT @ coefficients
+        fitted, inverse, operand = _fit(histograms, targets, ridge)
+        ctx.save_for_backward(histograms, fitted, inverse, operand)
+        return fitted
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        if ctx.is_primal:
-            histograms, inverse, targets, fitted = ctx.saved_tensors
-            solved = inverse @ gradient
-            outer = fitted @ solved.mT
-            histograms_gradient = targets @ solved.mT - histograms @ (outer + outer.mT)
-            return histograms_gradient, histograms @ solved, None
-        histograms, inverse, coefficients = ctx.saved_tensors
-        targets_gradient = inverse @ (histograms @ gradient)
-        outer = targets_gradient @ coefficients.mT
-        histograms_gradient = coefficients @ gradient.mT - (outer + outer.mT) @ histograms
-        return histograms_gradient, targets_gradient, None
+        return *_fit_gradient(*ctx.saved_tensors, gradient), None
+
+
+def _fit(histograms: Tensor, targets: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A = G⁻¹ZᵀR with G = ZᵀZ + εI, or A = ZᵀK⁻¹R with K = ZZᵀ + εI, in float64.
+
+    Returns:
+        A, the inverse, and what else the gradient needs: R in the primal, C = K⁻¹R in the dual form.
+    """
+    if histograms.shape[-2] >= histograms.shape[-1]:
+        inverse = _inverse_of_regularized(histograms.mT @ histograms, ridge)
+        return inverse @ (histograms.mT @ targets), inverse, targets
+    inverse = _inverse_of_regularized(histograms @ histograms.mT, ridge)
+    coefficients = inverse @ targets
+    return histograms.mT @ coefficients, inverse, coefficients
+
+
+def _fit_gradient(
+    histograms: Tensor, fitted: Tensor, inverse: Tensor, operand: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """∂Z and ∂R in closed form.
+
+    Primal, B = G⁻¹ ∂A:      ∂Z = R Bᵀ − Z (A Bᵀ + B Aᵀ),     ∂R = Z B.
+    Dual, H = K⁻¹ Z ∂A:      ∂Z = C ∂Aᵀ − (H Cᵀ + C Hᵀ) Z,    ∂R = H.
+    """
+    if histograms.shape[-2] >= histograms.shape[-1]:
+        solved = inverse @ gradient
+        outer = fitted @ solved.mT
+        return operand @ solved.mT - histograms @ (outer + outer.mT), histograms @ solved
+    targets_gradient = inverse @ (histograms @ gradient)
+    outer = targets_gradient @ operand.mT
+    return operand @ gradient.mT - (outer + outer.mT) @ histograms, targets_gradient
+
+
+class _CrossBatchExpression(torch.autograd.Function):
+    """Ŷ_k = Z_k A_l for the two halves k ≠ l, with ∂A_l = Z_kᵀ ∂Ŷ_k, and ∂Ŷ_k A_lᵀ added to ∂Z_k.
+
+    What an inverse multiplies is float64, for it can grow by 1/ε. The two products that no inverse follows
+    are as good in the dtype of the input: ‖A‖ ≤ ‖Y‖ / 2√ε.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, histograms: Tensor, embeddings: Tensor, ridge: float) -> Tensor:
+        precise = histograms.double()
+        fitted, inverse, operand = _fit(precise, embeddings.double(), ridge)
+        fitted_to_other = fitted.flip(0).to(histograms.dtype)
+        ctx.save_for_backward(precise, fitted, inverse, operand, fitted_to_other)
+        with torch.autocast(histograms.device.type, enabled=False):
+            return torch.bmm(histograms, fitted_to_other)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        *fit, fitted_to_other = ctx.saved_tensors
+        fitted_gradient = torch.bmm(fit[0].mT, gradient.double()).flip(0)
+        histograms_gradient, embeddings_gradient = _fit_gradient(*fit, fitted_gradient)
+        histograms_gradient = histograms_gradient.to(gradient.dtype)
+        with torch.autocast(gradient.device.type, enabled=False):
+            histograms_gradient = histograms_gradient.baddbmm_(gradient, fitted_to_other.mT)
+        return histograms_gradient, embeddings_gradient.to(gradient.dtype), None
 
 
 def _inverse_of_regularized(gram: Tensor, ridge: float) -> Tensor:
@@ -410,17 +449,16 @@ def cross_batch_expression(
     Returns:
         Ŷ, (N, D), row for row as Y, in its dtype. Nothing waits for the device.
     """
-    dtype = embeddings.dtype
-    histograms, embeddings = histograms.double(), embeddings.double()
+    _check_ridge(ridge)
+    dtype = torch.promote_types(torch.promote_types(histograms.dtype, embeddings.dtype), torch.float32)
+    halves, targets = histograms.to(dtype), embeddings.to(dtype)
     if first_half is None:
-        halves = histograms.unflatten(0, (2, -1))
-        fitted = ridge_fit(halves, embeddings.unflatten(0, (2, -1)), ridge)
-        return express(halves, fitted.flip(0)).flatten(0, 1).to(dtype)
+        halves, targets = halves.unflatten(0, (2, -1)), targets.unflatten(0, (2, -1))
+        return _CrossBatchExpression.apply(halves, targets, ridge).flatten(0, 1).to(embeddings.dtype)
     # A row of zeros adds nothing to a ridge fit, so masking needs no data-dependent shape.
-    membership = torch.stack([first_half, ~first_half]).unsqueeze(-1)
-    halves = histograms * membership
-    fitted = ridge_fit(halves, embeddings.expand(2, -1, -1), ridge)
-    return express(halves, fitted.flip(0)).sum(0).to(dtype)
+    halves = halves * torch.stack([first_half, ~first_half]).unsqueeze(-1)
+    expressed = _CrossBatchExpression.apply(halves, targets.expand(2, -1, -1), ridge)
+    return expressed.sum(0).to(embeddings.dtype)
 
 
 def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
@@ -439,6 +477,9 @@ def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
         (N,) bool, True for the first half. All True if there is one class only. Nothing waits for the
         device.
 
+    Raises:
+        ValueError: if there are fewer labels than blocks.
+
     Example:
         >>> class_disjoint_halves(torch.tensor([5, 5, 3, 3]))
         tensor([ True,  True, False, False])
@@ -446,6 +487,10 @@ def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
         tensor([ True, False,  True, False,  True])
     """
     num_samples = len(labels)
+    if not 1 <= num_blocks <= num_samples:
+        raise ValueError(
+            f"num_blocks must lie between 1 and the number of labels, {num_samples}, got {num_blocks}"
+        )
     position = torch.arange(num_samples, device=labels.device)
     sorted_labels, order = labels.sort(stable=True)
     is_new_class = torch.zeros_like(position)
