@@ -171,3 +171,13 @@ def _fake_in_shop(folder):
     (folder / "Eval" / "list_eval_partition.txt").write_text(
         f"{len(rows)}\nimage_name item_id evaluation_status\n" + "".join(rows)
     )
+
+
+@pytest.fixture
+def getter():
+    """All classes that YAML files can name, while PML lends its names."""
+    from pml_xbml.benchmarker.borrowed_names import borrowed_names
+    from pml_xbml.benchmarker.runner import SingleExperimentRunner
+
+    with borrowed_names():
+        yield SingleExperimentRunner([]).pytorch_getter

@@ -4,6 +4,7 @@ from typing import Any
 from powerful_benchmarker import factories
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
+from pml_xbml.benchmarker.factories.miner_factory import MinerFactory
 from pml_xbml.losses import CrossBatchPrototypeLoss
 
 
@@ -56,4 +57,4 @@ class LossFactory(factories.LossFactory):
         return loss(**arguments)
 
     def _create_miner(self, specs: dict[str, Any]) -> Any:
-        return self.miner_factory(getter=self.getter).create(specs)
+        return MinerFactory(getter=self.getter).create(specs)

@@ -5,7 +5,7 @@ from powerful_benchmarker import factories
 
 
 class MinerFactory(factories.MinerFactory):
-    """Builds miners, with the distance, miner or loss that is nested in them."""
+    """Builds miners, with the distance that is nested in them."""
 
     def _create_general(self, miner_type: dict[str, Any]) -> Any:
         miner, arguments = self.getter.get(
@@ -13,11 +13,4 @@ class MinerFactory(factories.MinerFactory):
         )
         if "distance" in arguments:
             arguments["distance"] = self.getter.get("distance", yaml_dict=arguments["distance"])
-        if "miner" in arguments:
-            arguments["miner"] = self.create(arguments["miner"])
-        if "loss" in arguments:
-            loss_factory = self.getter.get(
-                "factory", class_name="LossFactory", params={"getter": self.getter}
-            )
-            arguments["loss"] = loss_factory.create(arguments["loss"])
-        return miner(**arguments)
+        return super()._create_general({miner.__name__: arguments})

@@ -1,0 +1,141 @@
+import logging
+
+import pytest
+from pytorch_metric_learning import trainers
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*_):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(trainers.BaseTrainer, "train", train)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wrong", "right"),
+    [
+        (
+            "--loss_funcs~OVERRIDE~",
+            "{metric_loss: {ContrastivLoss: {}}}",
+            "ContrastivLoss",
+            "ContrastiveLoss",
+        ),
+        (
+            "--loss_funcs~OVERRIDE~",
+            "{metric_loss: {CrossBatchPrototypeLoss: {loss: {TripletMarginLos: {}}}}}",
+            "TripletMarginLos",
+            "TripletMarginLoss",
+        ),
+        (
+            "--loss_funcs~OVERRIDE~",
+            "{metric_loss: {ContrastiveLoss: {distance: {CosineSimilarty: {}}}}}",
+            "CosineSimilarty",
+            "CosineSimilarity",
+        ),
+        (
+            "--loss_funcs~OVERRIDE~",
+            "{metric_loss: {MultipleLosses: {losses: {ArcFaceLos: {}}}}}",
+            "ArcFaceLos",
+            "ArcFaceLoss",
+        ),
+        (
+            "--mining_funcs",
+            "{tuple_miner: {TripletMarginMinr: {}}}",
+            "TripletMarginMinr",
+            "TripletMarginMiner",
+        ),
+        ("--sampler~OVERRIDE~", "{MPerClasSampler: {m: 4}}", "MPerClasSampler", "MPerClassSampler"),
+        ("--dataset~OVERRIDE~", "{Glyph: {}}", "Glyph", "Glyphs"),
+        ("--models", "{trunk~OVERRIDE~: {resnet05: {}}}", "resnet05", "resnet50"),
+        ("--models", "{embedder~OVERRIDE~: {MPL: {}}}", "MPL", "MLP"),
+        ("--optimizers", "{trunk_optimizer~OVERRIDE~: {Adm: {lr: 1}}}", "Adm", "Adam"),
+        (
+            "--optimizers",
+            "{trunk_optimizer: {scheduler_by_epoch: {StpLR: {}}}}",
+            "StpLR",
+            "StepLR",
+        ),
+        (
+            "--ensemble~OVERRIDE~",
+            "{ConcatenateEmbedings: {}}",
+            "ConcatenateEmbedings",
+            "ConcatenateEmbeddings",
+        ),
+        ("--trainer~OVERRIDE~", "{MetricLosOnly: {}}", "MetricLosOnly", "MetricLossOnly"),
+        ("--split_manager~OVERRIDE~", "{MLRCSplitManger: {}}", "MLRCSplitManger", "MLRCSplitManager"),
+    ],
+)
+def test_a_misspelt_class_is_named_before_anything_is_made(
+    run, no_training, tmp_path, flag, value, wrong, right
+):
+    with pytest.raises(AttributeError, match=rf"no class '{wrong}'; did you mean '{right}'"):
+        run("--experiment_name", "name", flag, value)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_two_classes_where_one_is_wanted_are_named(run, no_training):
+    with pytest.raises(ValueError, match=r"sampler: give one class.*MPerClassSampler.*~OVERRIDE~"):
+        run("--experiment_name", "name", "--sampler", "{MPerClassSampler: {m: 4}}")
+
+
+def test_a_missing_yaml_file_is_named(run, no_training, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--config_dataset.*cub2000.yaml.*cars196, cub200, glyphs"):
+        run("--experiment_name", "name", "--config_dataset", "[cub2000]")
+    assert not (tmp_path / "experiments").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "folder"),
+    [
+        ("cub200", "CUB", "cub"),
+        ("cars196", "Cars196", "cars196"),
+        ("sop", "StanfordOnlineProducts", "sop"),
+        ("in_shop", "InShop", "in_shop"),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_named(run, no_training, tmp_path, config, name, folder):
+    with pytest.raises(FileNotFoundError, match=rf"{name} is not there.*datasets/{folder}"):
+        run("--experiment_name", "name", "--config_dataset", f"[{config}]")
+    # Nothing in the way of the next try.
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("flags", [["--resume_training", "latest"], ["--evaluate"], ["--evaluate_ensemble"]])
+def test_an_experiment_that_is_not_there_is_named(run, flags):
+    with pytest.raises(FileNotFoundError, match=r"no experiment.*experiments/unknown"):
+        run("--experiment_name", "unknown", *flags)
+
+
+def test_an_experiment_to_reproduce_that_is_not_there_is_named(run, no_training):
+    with pytest.raises(FileNotFoundError, match=r"no experiment.*somewhere"):
+        run("--experiment_name", "name", "--reproduce_results", "somewhere")
+
+
+def test_a_key_of_no_yaml_file_is_named(run, no_training, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(AssertionError, match="training began"):
+        run("--experiment_name", "name", "--num_epoch_train", "1", "--check_untrained_accuracy", "False")
+    assert "--num_epoch_train" in caplog.text
+    assert "--check_untrained_accuracy" not in caplog.text
+
+
+@pytest.mark.parametrize("message", ["row 3 of the embeddings is NaN", "something else is wrong"])
+def test_an_error_in_training_comes_out_whole(run, small_run, monkeypatch, message):
+    error = ValueError(message)
+
+    def calculate_loss(*_):
+        raise error
+
+    monkeypatch.setattr(trainers.MetricLossOnly, "calculate_loss", calculate_loss)
+    with pytest.raises(ValueError, match=message) as raised:
+        run("--experiment_name", "name", *small_run, "--check_untrained_accuracy", "False")
+    assert raised.value is error
+    assert "calculate_loss" in [entry.name for entry in raised.traceback]
+
+
+def test_reference_sets_of_old_configs_are_refused(run, no_training):
+    with pytest.raises(ValueError, match=r"reference_set is 'compared_to_training_set'"):
+        run(
+            "--experiment_name", "name",
+            "--tester", "{GlobalEmbeddingSpaceTester: {reference_set: compared_to_training_set}}",
+        )  # fmt: skip
