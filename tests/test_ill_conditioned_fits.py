@@ -1,0 +1,105 @@
+"""The fit and its gradient against float64 references, where the systems are nearly singular."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pml_xbml import functional
+
+EMBEDDING_SIZE = 3
+REACH = 1e-3
+
+
+def problem(num_samples, num_prototypes, num_distinct, concentration, seed):
+    """Histograms of which only a few differ, embeddings, and a gradient that reaches the fit; all float32."""
+    generator = np.random.default_rng(seed)
+    num_distinct = min(num_distinct, num_samples)
+    logits = concentration * generator.standard_normal((num_distinct, num_prototypes))
+    distinct = np.exp(logits - logits.max(axis=1, keepdims=True))
+    distinct /= np.linalg.norm(distinct, axis=1, keepdims=True)
+    group = np.arange(num_samples) % num_distinct
+    embeddings = generator.standard_normal((num_samples, EMBEDDING_SIZE))
+    gradient = generator.standard_normal((num_prototypes, EMBEDDING_SIZE))
+    return distinct.astype(np.float32), group, embeddings.astype(np.float32), gradient.astype(np.float32)
+
+
+def reference(distinct, group, embeddings, gradient, ridge):
+    """A and the gradients of <A, gradient> to Z and Y, by the singular values of Z.
+
+    Z = PC^(1/2) · C^(-1/2)... of repeated rows has the singular values of its distinct rows, each times the
+    root of how often it comes: Z = U S Vᵀ, A = V S/(S²+ε) Uᵀ Y, B = (ZᵀZ + εI)⁻¹ ∂A.
+    """
+    distinct, embeddings, gradient = (
+        values.astype(np.float64) for values in (distinct, embeddings, gradient)
+    )
+    root_counts = np.sqrt(np.bincount(group))[:, None]
+    left, singular, right = scipy.linalg.svd(root_counts * distinct, full_matrices=False)
+    left = (left / root_counts)[group]
+    fitted = right.T @ ((singular / (singular**2 + ridge))[:, None] * (left.T @ embeddings))
+    projected = right @ gradient
+    to_embeddings = left @ ((singular / (singular**2 + ridge))[:, None] * projected)
+    solved = right.T @ (projected / (singular**2 + ridge)[:, None]) + (gradient - right.T @ projected) / ridge
+    residual = embeddings - left @ ((singular**2 / (singular**2 + ridge))[:, None] * (left.T @ embeddings))
+    to_histograms = residual @ solved.T - to_embeddings @ fitted.T
+    return fitted, to_histograms, to_embeddings
+
+
+def relative_errors(distinct, group, embeddings, gradient, ridge):
+    """Of the fit, and of its gradients to the histograms and to the embeddings."""
+    histograms = torch.from_numpy(distinct[group]).requires_grad_()
+    targets = torch.from_numpy(embeddings).requires_grad_()
+    fitted = functional.ridge_fit(histograms, targets, ridge)
+    gradients = torch.autograd.grad((fitted * torch.from_numpy(gradient)).sum(), (histograms, targets))
+    computed = [values.detach().double().numpy() for values in (fitted, *gradients)]
+    expected = reference(distinct, group, embeddings, gradient, ridge)
+    return [
+        np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        for ours, theirs in zip(computed, expected, strict=True)
+    ]
+
+
+def test_the_reference_solves_the_augmented_least_squares_problem():
+    distinct, group, embeddings, gradient = problem(12, 5, 7, 1.0, seed=0)
+    augmented = np.concatenate([distinct[group], np.sqrt(0.01) * np.eye(5)])
+    targets = np.concatenate([embeddings, np.zeros((5, EMBEDDING_SIZE))])
+    expected, *_ = np.linalg.lstsq(augmented, targets, rcond=None)
+    fitted, *_ = reference(distinct, group, embeddings, gradient, ridge=0.01)
+    np.testing.assert_allclose(fitted, expected, rtol=1e-10)
+
+
+powers_of_two = st.integers(0, 12).map(lambda exponent: 2**exponent)
+
+
+@settings(max_examples=150)
+@given(
+    num_samples=powers_of_two,
+    num_prototypes=powers_of_two,
+    num_distinct=powers_of_two,
+    concentration=st.sampled_from((0.01, 1.0, 10.0)),
+    ridge=st.sampled_from((1e-6, 1e-5, 1e-4, 0.05)),
+    seed=st.integers(0, 100),
+)
+def test_relative_error_stays_small(num_samples, num_prototypes, num_distinct, concentration, ridge, seed):
+    # The cost grows with the smaller size squared.
+    if min(num_samples, num_prototypes) > 256:
+        num_samples = 256
+    given_problem = problem(num_samples, num_prototypes, min(num_distinct, 256), concentration, seed)
+    assert max(relative_errors(*given_problem, ridge)) < REACH
+
+
+@pytest.mark.parametrize("concentration", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize("num_distinct", [1, 16, 4096])
+@pytest.mark.parametrize(
+    ("num_samples", "num_prototypes"), [(1, 1), (4096, 1), (1, 4096), (4096, 64), (64, 4096)]
+)
+def test_relative_error_stays_small_at_the_limits(num_samples, num_prototypes, num_distinct, concentration):
+    given_problem = problem(num_samples, num_prototypes, num_distinct, concentration, seed=0)
+    assert max(relative_errors(*given_problem, ridge=1e-6)) < REACH
+
+
+def test_relative_error_stays_small_for_4096_samples_and_prototypes():
+    given_problem = problem(4096, 4096, 16, 1.0, seed=0)
+    assert max(relative_errors(*given_problem, ridge=1e-6)) < REACH
