@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"pml-xbml: error: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from pml_xbml.cli import commands, main
 from pml_xbml.cli.parser import build_parser
 from pml_xbml.comparison import METRICS, Run, splits
 from pml_xbml.datasets import Glyphs
+from pml_xbml.monitoring.picture_writer import PictureWriter
 
 TINY = ["--image-size", "16", "--embedding-size", "8", "--num-prototypes", "4", "--jobs", "1"]
 TINY += ["--batch-size", "8", "--samples-per-class", "2"]
@@ -94,7 +95,8 @@ def test_demo_is_the_smallest_comparison(settings_of):
     )
 
 
-def test_compare_on_a_folder(image_folder, tmp_path, capsys):
+def test_compare_on_a_folder(image_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PictureWriter, "write", lambda *args: None)  # the demo draws pictures enough
     line = [
         "compare",
         "--dataset",
@@ -188,6 +190,12 @@ def test_what_cannot_be_used_is_told_in_a_line(line, message, capsys, tmp_path):
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert f"'{tmp_path / 'file'}'" in capsys.readouterr().err
 
 
 def test_look_hands_over(monkeypatch, capsys):

@@ -90,6 +90,15 @@ def test_every_loss_of_the_table_trains(tiny_xml_run, tmp_path, loss):
     assert bool(losses) == optimizer.exists() == (LOSSES[loss].learning_rate is not None)
 
 
+@pytest.mark.parametrize("trunk", ["mobilenet_v3_small", "test_resnet.r160_in1k"])
+def test_trunks_of_torchvision_and_timm_train(tiny_run, tiny_xml_run, tmp_path, seen, trunk):
+    for run in (tiny_run, tiny_xml_run):
+        run = dataclasses.replace(run, trunk=trunk, image_size=32, iterations=2)
+        train(run, tmp_path / run.variant, evaluate_test=False)
+    assert torch.equal(seen[0]["embeddings"], seen[2]["embeddings"])
+    assert not torch.equal(seen[1]["embeddings"], seen[3]["embeddings"])
+
+
 def test_proxies_are_learned(tiny_xml_run, tmp_path):
     train(dataclasses.replace(tiny_xml_run, loss="proxy_anchor", schedule="constant"), tmp_path)
     optimizer = torch.load(tmp_path / "models" / "metric_loss_optimizer_3.pth", weights_only=True)
