@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_metric_learning.losses import CrossBatchMemory, DynamicSoftMarginLoss
+from pytorch_metric_learning.losses import CrossBatchMemory
 from pytorch_metric_learning.samplers import FixedSetOfTriplets, MPerClassSampler
 
 from ..losses import CrossBatchPrototypeLoss
@@ -20,7 +20,6 @@ _STATEFUL_ATTRIBUTES = ("models", "optimizers", "lr_schedulers", "loss_funcs", "
 # What these modules carry from batch to batch outside of their state_dict, or in buffers that change dtype.
 _CARRIED_ATTRIBUTES = {
     CrossBatchMemory: ("embedding_memory", "label_memory", "queue_idx", "has_been_filled"),
-    DynamicSoftMarginLoss: ("hist_",),
     CrossBatchPrototypeLoss: ("num_batches", "num_batches_without_two_classes"),
     PrototypePooling: ("batches_since_chosen",),
 }
@@ -39,9 +38,9 @@ class Checkpoint:
     Neither a data loader's iterator nor its workers have a state that could be saved. So a checkpoint also
     makes the trainer begin a new iterator, and an unbroken run reads the same batches as a resumed one,
     whatever the number of workers and whatever is drawn in them. A
-    :class:`~pml_xbml.samplers.DisjointClassPairSampler` goes on
-    from the batch that it had reached. Other samplers have no position and begin another pass; without
-    ``iterations_per_epoch`` that is what they do after an epoch anyway.
+    :class:`~pml_xbml.samplers.DisjointClassPairSampler` goes on from the batch that it had reached. Other
+    samplers have no position and begin another pass; without ``iterations_per_epoch`` that is what they do
+    after an epoch anyway.
 
     Args:
         path: The file. Each process of a distributed run needs its own.

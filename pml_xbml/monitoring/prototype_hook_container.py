@@ -20,7 +20,7 @@ class PrototypeHookContainer(HookContainer):
     ``checkpoint.pth`` in the model folder, holds the state of the whole run (see
     :class:`~pml_xbml.monitoring.checkpoint.Checkpoint`).
 
-    After an epoch it draws what the prototypes look at, from a few validation images: to TensorBoard and as
+    After an epoch it draws what the prototypes look at in a few validation images: to TensorBoard and as
     PNG files (see :func:`~pml_xbml.monitoring.look`). What that took is recorded as ``pictures/seconds``. A
     trunk without a :class:`~pml_xbml.trunks.PrototypePooling` has no pictures.
 
@@ -34,9 +34,15 @@ class PrototypeHookContainer(HookContainer):
         log_freq: As in PML.
         checkpoint_interval: Make a checkpoint after every so many epochs, and after the one that patience
             ends training with. ``None``: never.
+        picture_interval: Make pictures after every so many epochs. ``None``: never.
+        picture_folder: Where the PNG files go, in a folder an epoch; ``pictures`` in the model folder if left
+            out.
+        num_pictured_images: How many validation images are looked at, at most.
+        token_grid: Rows and columns of the tokens, for trunks that pool tokens; a square if left out.
+        projector: Whether to give the pictured images' embeddings to TensorBoard's projector too.
 
     Raises:
-        ValueError: if ``checkpoint_interval`` is less than 1.
+        ValueError: if an interval, or the number of images, is less than 1.
 
     Example:
         A script that is started again after it was killed goes on where it was::
@@ -114,16 +120,13 @@ class PrototypeHookContainer(HookContainer):
         test_and_save = super().end_of_epoch_hook(
             tester, dataset_dict, model_folder, test_interval, patience, splits_to_eval, test_collate_fn
         )
-
-        pictured = dataset_dict.get(self.validation_split_name)
-        pictures = (
-            Path(model_folder, "pictures") if self.picture_folder is None else Path(self.picture_folder)
-        )
+        dataset = dataset_dict.get(self.validation_split_name)
+        folder = Path(model_folder, "pictures") if self.picture_folder is None else Path(self.picture_folder)
 
         def actual_hook(trainer: Any) -> bool:
             continue_training: bool = test_and_save(trainer)
-            if _is_due(self.picture_interval, trainer.epoch) and pictured is not None:
-                self._picture_writer.write(trainer, tester, pictured, pictures, test_collate_fn)
+            if _is_due(self.picture_interval, trainer.epoch) and dataset is not None:
+                self._picture_writer.write(trainer, tester, dataset, folder, test_collate_fn)
             checkpoint = self._checkpoint(model_folder)
             checkpoint.count_epoch(trainer)
             is_last = self.checkpoint_interval is not None and not continue_training

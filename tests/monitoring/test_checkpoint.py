@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning import samplers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pml_xbml.samplers import DisjointClassPairSampler
@@ -169,8 +171,29 @@ def test_the_sampler_goes_on_whatever_the_interval(tiny_run, tmp_path, interval)
     for _ in range(2):
         run = tiny_run(tmp_path, picture_interval=None, **options)
         run.trainer.data_and_label_getter = lambda batch: seen.append(batch[1].tolist()) or batch
-        run.train(6 if not seen else 12)
+        run.train(6 if not seen else 8)
 
     sampler = DisjointClassPairSampler(run.dataset.labels, seed=5, **SIZES)
-    labels = [int(run.dataset.labels[index]) for _ in range(9) for index in sampler]
+    labels = [int(run.dataset.labels[index]) for _ in range(6) for index in sampler]
     assert seen == [labels[start : start + 8] for start in range(0, len(labels), 8)]
+
+
+def test_a_sampler_that_shuffles_in_place_comes_back(tiny_run, tmp_path):
+    runs = [tiny_run(tmp_path, picture_interval=None) for _ in range(2)]
+    for run in runs:
+        run.trainer.sampler = samplers.FixedSetOfTriplets(run.dataset.labels, 20)
+    runs[0].train(1)
+    assert runs[1].hooks.resume(runs[1].trainer, runs[1].model_folder) == 2
+    triplets = [run.trainer.sampler.fixed_set_of_triplets for run in runs]
+    assert isinstance(triplets[1], np.ndarray)
+    np.testing.assert_array_equal(*triplets)
+
+
+def test_models_in_parallel_wrappers_are_saved_without_them(tiny_run, tmp_path):
+    wrapped = tiny_run(tmp_path, picture_interval=None)
+    wrapped.trainer.models["embedder"] = torch.nn.DataParallel(wrapped.embedder)
+    wrapped.hooks.resume(wrapped.trainer, wrapped.model_folder)
+    plain = tiny_run(tmp_path)
+    torch.nn.init.zeros_(plain.embedder.weight)
+    plain.hooks.resume(plain.trainer, plain.model_folder)
+    assert torch.equal(plain.embedder.weight, wrapped.embedder.weight)
