@@ -151,8 +151,11 @@ def _summary(args: Any, result: Any) -> str:
             f"{args.experiment_name}: evaluated on {splits}; accuracies are in {folder}/meta_logs/saved_csvs"
         )
     (hooks,) = args.hook_container.values()
-    accuracy = "{:.4f} ± {:.4f}".format(*result) if isinstance(result, tuple) else f"{result:.4f}"
+    if isinstance(result, tuple):
+        accuracy = "{:.4f} ± {:.4f} (mean and standard error of the training sets)".format(*result)
+    else:
+        accuracy = f"{result:.4f}"
     return (
-        f"{args.experiment_name}: {hooks['primary_metric']} on the validation classes {accuracy} "
-        f"(mean over the training sets, standard error); models and logs are in {folder}"
+        f"{args.experiment_name}: {hooks['primary_metric']} on validation classes {accuracy}; "
+        f"models and logs are in {folder}"
     )

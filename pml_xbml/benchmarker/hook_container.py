@@ -18,8 +18,8 @@ class HookContainer(PrototypeHookContainer):
     Args:
         record_keeper: None where powerful-benchmarker only asks for the names of tables.
         **options: :class:`~pml_xbml.monitoring.PrototypeHookContainer`'s. Checkpoints are made whenever
-            models are saved, so that there is one record of how far training has come, and pictures are drawn
-            as often.
+            models are saved, so that there is one record of how far training has come; pictures are drawn not
+            more often.
     """
 
     def __init__(self, record_keeper: Any, **options: Any) -> None:
@@ -41,7 +41,7 @@ class HookContainer(PrototypeHookContainer):
             tester: As in PML.
             dataset_dict: The splits to evaluate, and those that they are compared with.
             model_folder: As in PML.
-            test_interval: As in PML; checkpoints and pictures are made as often.
+            test_interval: As in PML; checkpoints are made as often, pictures not more often.
             patience: As in PML.
             splits_to_eval: Names; all of ``dataset_dict`` that nothing is only compared with, if left out.
             test_collate_fn: As in PML.
@@ -51,7 +51,7 @@ class HookContainer(PrototypeHookContainer):
         """
         self.checkpoint_interval = test_interval
         if self.picture_interval is not None:
-            self.picture_interval = test_interval
+            self.picture_interval = max(self.picture_interval, test_interval)
         if splits_to_eval is None:
             only_references = _only_references(tester)
             splits_to_eval = [split for split in dataset_dict if split not in only_references]

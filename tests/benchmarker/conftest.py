@@ -18,7 +18,7 @@ SMALL_RUN = [
     "--num_epochs_train", "2",
     "--trainer", "{MetricLossOnly: {iterations_per_epoch: 3, batch_size: 16}}",
     "--split_manager", "{ClassDisjointSplitManager: {num_training_partitions: 2, num_training_sets: 2}}",
-    "--hook_container", "{HookContainer: {num_pictured_images: 4}}",
+    "--hook_container", "{HookContainer: {num_pictured_images: 4, picture_interval: 2}}",
     # Where no seed is given, the sampler draws one from a generator that powerful-benchmarker never seeds.
     "--sampler", "{DisjointClassPairSampler: {seed: 0}}",
 ]  # fmt: skip
