@@ -29,8 +29,8 @@ def problem(num_samples, num_prototypes, num_distinct, concentration, seed):
 def reference(distinct, group, embeddings, gradient, ridge):
     """A and the gradients of <A, gradient> to Z and Y, by the singular values of Z.
 
-    Z = PC^(1/2) · C^(-1/2)... of repeated rows has the singular values of its distinct rows, each times the
-    root of how often it comes: Z = U S Vᵀ, A = V S/(S²+ε) Uᵀ Y, B = (ZᵀZ + εI)⁻¹ ∂A.
+    Z = U S Vᵀ, A = V S/(S²+ε) Uᵀ Y, B = (ZᵀZ + εI)⁻¹ ∂A. S and V of Z are those of its distinct rows, each
+    times the root of how often it comes, so that large problems with few distinct rows cost little.
     """
     distinct, embeddings, gradient = (
         values.astype(np.float64) for values in (distinct, embeddings, gradient)
@@ -55,6 +55,43 @@ def relative_errors(distinct, group, embeddings, gradient, ridge):
     gradients = torch.autograd.grad((fitted * torch.from_numpy(gradient)).sum(), (histograms, targets))
     computed = [values.detach().double().numpy() for values in (fitted, *gradients)]
     expected = reference(distinct, group, embeddings, gradient, ridge)
+    return [
+        np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        for ours, theirs in zip(computed, expected, strict=True)
+    ]
+
+
+def relative_errors_of_the_expression(first, second, ridge):
+    """Of Ŷ = (Z_1 A_2, Z_2 A_1), and of its gradients to all histograms and to all embeddings."""
+    histograms = torch.from_numpy(np.concatenate([half[0][half[1]] for half in (first, second)]))
+    embeddings = torch.from_numpy(np.concatenate([half[2] for half in (first, second)]))
+    upstream = torch.randn_like(embeddings)
+    histograms.requires_grad_()
+    embeddings.requires_grad_()
+    expressed = functional.cross_batch_expression(histograms, embeddings, ridge)
+    gradients = torch.autograd.grad((expressed * upstream).sum(), (histograms, embeddings))
+    computed = [values.detach().double().numpy() for values in (expressed, *gradients)]
+
+    rows = [half[0][half[1]].astype(np.float64) for half in (first, second)]
+    to_expressed = [half.double().numpy() for half in upstream.chunk(2)]
+    fits = [
+        reference(*half[:3], rows[1 - side].T @ to_expressed[1 - side], ridge)
+        for side, half in enumerate((first, second))
+    ]
+    expected = [
+        np.concatenate(parts)
+        for parts in zip(
+            *(
+                (
+                    rows[side] @ fits[1 - side][0],
+                    fits[side][1] + to_expressed[side] @ fits[1 - side][0].T,
+                    fits[side][2],
+                )
+                for side in (0, 1)
+            ),
+            strict=True,
+        )
+    ]
     return [
         np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
         for ours, theirs in zip(computed, expected, strict=True)
@@ -88,6 +125,8 @@ def test_relative_error_stays_small(num_samples, num_prototypes, num_distinct, c
         num_samples = 256
     given_problem = problem(num_samples, num_prototypes, min(num_distinct, 256), concentration, seed)
     assert max(relative_errors(*given_problem, ridge)) < REACH
+    another = problem(num_samples, num_prototypes, min(num_distinct, 256), concentration, seed + 1)
+    assert max(relative_errors_of_the_expression(given_problem, another, ridge)) < REACH
 
 
 @pytest.mark.parametrize("concentration", [0.01, 1.0, 10.0])
@@ -98,6 +137,8 @@ def test_relative_error_stays_small(num_samples, num_prototypes, num_distinct, c
 def test_relative_error_stays_small_at_the_limits(num_samples, num_prototypes, num_distinct, concentration):
     given_problem = problem(num_samples, num_prototypes, num_distinct, concentration, seed=0)
     assert max(relative_errors(*given_problem, ridge=1e-6)) < REACH
+    another = problem(num_samples, num_prototypes, num_distinct, concentration, seed=1)
+    assert max(relative_errors_of_the_expression(given_problem, another, ridge=1e-6)) < REACH
 
 
 def test_relative_error_stays_small_for_4096_samples_and_prototypes():
