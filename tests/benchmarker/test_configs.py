@@ -181,6 +181,21 @@ def test_every_loss_trains(built, loss, xml):
     train_one_iteration(parser)
 
 
+def test_prototypes_are_local_features_of_training_images(built):
+    parser = built(
+        [*flags("glyphs", "small", "contrastive", xml=True), "--trainer", "{MetricLossOnly: {batch_size: 8}}"]
+    )
+    trunk = parser.models["trunk"].module.eval()
+    images = torch.stack([image for image, _ in parser.split_manager.get_dataset("eval", "train")])
+    with torch.no_grad():
+        feature_maps = torch.nn.Sequential(*list(trunk.trunk)[:-2])(images)
+    local_features = feature_maps.movedim(1, -1).flatten(0, -2)
+    distances = torch.cdist(
+        trunk.prototypes.detach(), local_features, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    assert distances.min(dim=1).values.max() < 1e-4
+
+
 @pytest.mark.parametrize("dataset", DATASETS[1:])
 def test_every_data_set_trains(built, dataset):
     parser = built(

@@ -57,6 +57,20 @@ def test_the_best_model_is_trained_on(train_on, copied, experiments, logs):
     assert validated_epochs(logs, copied / experiments.folds[0]) == [-1, 0, 1, 2, 2]
 
 
+def test_death_between_models_and_checkpoint_costs_no_record(train_on, copied, experiments, logs):
+    checkpoints = {path: path.read_bytes() for path in copied.glob("*/saved_models/checkpoint.pth")}
+    train_on("latest", 3)
+    expected = logs.database(copied / experiments.folds[0] / "saved_csvs" / "logs.db", VALIDATION)
+    for path, content in checkpoints.items():
+        path.write_bytes(content)
+    train_on("latest", 3)
+    again = logs.database(copied / experiments.folds[0] / "saved_csvs" / "logs.db", VALIDATION)
+    assert [row["epoch"] for row in again] == [-1, 0, 1, 2, 3]
+    assert [row["precision_at_1_level0"] for row in again] == [
+        row["precision_at_1_level0"] for row in expected
+    ]
+
+
 def test_nothing_is_trained_twice(train_on, copied, experiments, logs):
     train_on("latest", 2)
     assert validated_epochs(logs, copied / experiments.folds[0]) == [-1, 0, 1, 2]
