@@ -28,10 +28,19 @@ class ClassSubset(torch.utils.data.Dataset[tuple[Any, int]]):
         new_label = {label: index for index, label in enumerate(self.classes)}
         self.indices = [index for index, label in enumerate(labels) if label in new_label]
         self.labels = [new_label[labels[index]] for index in self.indices]
+        self._kept: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self._transformed(index) if self._kept is None else self._kept[index]
+        return image, self.labels[index]
+
+    def keep_in_memory(self) -> None:
+        """Transform all images once and for all: for small images, and transforms without chance."""
+        self._kept = [self._transformed(index) for index in range(len(self))]
+
+    def _transformed(self, index: int) -> Any:
         image, _ = self.dataset[self.indices[index]]
-        return self.transform(image), self.labels[index]
+        return self.transform(image)

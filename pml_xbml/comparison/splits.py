@@ -1,5 +1,6 @@
 """Training, validation and test classes of a data set, none shared."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,23 @@ def load_splits(
     Raises:
         ValueError: if there is no such data set or folder, or it has too few classes.
     """
+    if dataset == "glyphs" and image_size is None:
+        return _load_small_glyphs(train_classes)
+    return _load_splits(dataset, root, train_classes, image_size, download)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_small_glyphs(train_classes: int | None) -> Splits:
+    """Half of a run would be transforms: all runs of a process, and those that it forks, share the images."""
+    splits = _load_splits("glyphs", None, train_classes, None, False)
+    for subset in (splits.train, splits.val, *splits.test.values()):
+        subset.keep_in_memory()
+    return splits
+
+
+def _load_splits(
+    dataset: str, root: str | None, train_classes: int | None, image_size: int | None, download: bool
+) -> Splits:
     if dataset == "glyphs":
         train = datasets.Glyphs(split="train")
         tests = {"test": datasets.Glyphs(split="test")}

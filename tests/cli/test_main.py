@@ -66,6 +66,7 @@ class FewGlyphs(Glyphs):
 
 def test_demo_shows_the_table_and_where_everything_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(splits.datasets, "Glyphs", FewGlyphs)
+    monkeypatch.setattr(splits, "_load_small_glyphs", splits._load_small_glyphs.__wrapped__)
     out = tmp_path / "demo"
     line = ["demo", "--out", str(out), "--seeds", "1", "--iterations", "3", "--jobs", "1"]
     assert main(line) == 0

@@ -24,7 +24,11 @@ def test_class_subset_relabels_and_transforms():
     subset = ClassSubset(dataset, [label for _, label in dataset], {9, 3}, transform=str.upper)
     assert subset.classes == [3, 9]
     assert subset.labels == [0, 1, 0]
-    assert [subset[index] for index in range(len(subset))] == [("B", 0), ("C", 1), ("D", 0)]
+    items = [("B", 0), ("C", 1), ("D", 0)]
+    assert [subset[index] for index in range(len(subset))] == items
+    subset.keep_in_memory()
+    dataset.clear()
+    assert [subset[index] for index in range(len(subset))] == items
 
 
 def test_glyphs():
