@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..trunks import PrototypePooling
+from ..trunks.pool_search import evaluation
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def view_prototypes(
 
     hook = pooling.register_forward_pre_hook(keep_assignments)
     try:
-        with _evaluation(trunk), _evaluation(embedder):
+        with evaluation(trunk), evaluation(embedder):
             for batch in images.split(batch_size):
                 embeddings.append(embedder(trunk(batch)).float().cpu())
     finally:
@@ -127,15 +126,3 @@ def _displayable(images: Tensor) -> Tensor:
     stretched = (images - lowest) / (highest - lowest).clamp(min=torch.finfo(images.dtype).tiny)
     images = torch.where(is_shown_as_is, images, stretched)
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-
-
-@contextlib.contextmanager
-def _evaluation(model: torch.nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
