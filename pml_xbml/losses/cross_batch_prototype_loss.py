@@ -166,26 +166,28 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         num_blocks = 1
         if histograms is not None:
             histograms, num_blocks = matching_histograms(embeddings, histograms)
-        first_half = None
-        if self.cross_batch_weight > 0:
-            first_half = functional.class_disjoint_halves(labels, num_blocks)
         inputs = {"embeddings": embeddings, "histograms": histograms, "ref_emb": ref_emb}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        is_finite, has_two_classes, is_cut_in_the_middle = _facts(list(given.values()), first_half)
+        wants_halves = self.cross_batch_weight > 0
+        is_finite, is_cut_in_the_middle = _facts(
+            list(given.values()), labels if wants_halves and num_blocks == 1 else None
+        )
         if not is_finite:
             check_may_be_non_finite(given)
             # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
             return self._sub_losses(_sum(values.sum() * math.nan for values in given.values()), 0)
 
-        if self.collect_stats and first_half is not None:
+        first_half, has_two_classes = None, is_cut_in_the_middle
+        if wants_halves and not is_cut_in_the_middle:
+            first_half = functional.class_disjoint_halves(labels, num_blocks)
+            has_two_classes = bool(first_half.any() & ~first_half.all())
+        if self.collect_stats and wants_halves:
             self._count_batch(has_two_classes)
         terms = list(base_loss_terms(self.loss, embeddings, labels, indices_tuple))
         references = () if ref_emb is None else (ref_emb, ref_labels)
         cross_batch_loss: Tensor | int = 0
         if has_two_classes:
-            expressed = self._expressed(
-                terms, embeddings, histograms, None if is_cut_in_the_middle else first_half
-            )
+            expressed = self._expressed(terms, embeddings, histograms, first_half)
             # Before the term of Y, so that what ℓ records of itself is of the embeddings that are deployed.
             cross_batch_loss = _sum(
                 term.weighted(
@@ -195,7 +197,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 )
                 for term in terms
             )
-        elif self.cross_batch_weight > 0:
+        elif wants_halves:
             cross_batch_loss = (embeddings * 0).sum()
         metric_loss = _sum(
             term.weighted(term.loss(embeddings, labels, term.indices_tuple, *references)) for term in terms
@@ -261,20 +263,19 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         return ["metric_loss", "cross_batch_loss"]
 
 
-def _facts(inputs: list[Tensor], first_half: Tensor | None) -> tuple[bool, bool, bool]:
-    """Whether all inputs are finite, there are two classes, and they are cut in the middle of the batch.
+def _facts(inputs: list[Tensor], labels: Tensor | None) -> tuple[bool, bool]:
+    """Whether all inputs are finite, and the first and the second half of the labels have none in common.
 
-    What decides about the course of the step is read in one go: the only time that it waits for the device.
+    Both are read in one go: with the batches of :class:`~pml_xbml.samplers.DisjointClassPairSampler` it is
+    the only time that a step waits for the device, and other halves need not be looked for.
     """
     is_finite = torch.stack([values.isfinite().all() for values in inputs]).all()
-    if first_half is None:
-        return bool(is_finite), False, False
-    size = len(first_half)
-    is_leading = torch.arange(size, device=first_half.device) < size // 2
-    facts = torch.stack(
-        [is_finite, first_half.any() & ~first_half.all(), (first_half == is_leading).all()]
-    ).tolist()
-    return facts[0], facts[1], facts[2] and size % 2 == 0
+    if labels is None or len(labels) % 2 == 1:
+        return bool(is_finite), False
+    first, second = labels.chunk(2)
+    are_disjoint = (first.unsqueeze(1) != second).all()
+    facts = torch.stack([is_finite, are_disjoint]).tolist()
+    return facts[0], facts[1]
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:
