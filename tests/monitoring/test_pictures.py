@@ -40,6 +40,11 @@ def tiles(mosaic):
     )
 
 
+def test_resized_values_stay_in_the_middle_of_their_place():
+    maps = torch.tensor([[[0.0, 1.0]]])
+    assert pictures.resized_maps(maps, (2, 4)).tolist() == [[[0, 0.25, 0.75, 1]] * 2]
+
+
 def test_most_used_prototypes_are_in_order_with_their_best_images(view):
     figure = pictures.most_used_prototypes(view, num_prototypes=2, num_images=4)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
