@@ -112,7 +112,9 @@ class TestAverageAndHistograms:
         prototypes = double(4, 5, requires_grad=True)
         weights = double(3, 5), double(3, 4)
 
-        average, z = functional.average_and_histograms(features, features.mean(1), prototypes, 0.2, similarity)
+        average, z = functional.average_and_histograms(
+            features, features.mean(1), prototypes, 0.2, similarity
+        )
         fused = torch.autograd.grad(
             (average * weights[0]).sum() + (z * weights[1]).sum(), (stored, prototypes)
         )
@@ -239,7 +241,9 @@ class TestRidgeFit:
     def test_passes_gradcheck(self, num_samples, num_prototypes):
         z = simplex(min(num_samples, 6), min(num_prototypes, 9)).requires_grad_()
         y, prior = double(len(z), 2, requires_grad=True), double(z.shape[1], 2, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda *args: functional.ridge_fit(args[0], args[1], 0.05, args[2]), (z, y, prior))
+        assert torch.autograd.gradcheck(
+            lambda *args: functional.ridge_fit(args[0], args[1], 0.05, args[2]), (z, y, prior)
+        )
 
     def test_is_batched(self):
         z, y = simplex(2, 3, 10, 4), double(2, 3, 10, 5)
@@ -304,7 +308,9 @@ class TestCrossBatchExpression:
     def test_takes_the_middle_of_the_batch_by_default(self, num_prototypes):
         z, y = simplex(20, num_prototypes), double(20, 4)
         expected = self.by_sklearn(z, y, torch.arange(20) < 10, 0.05)
-        torch.testing.assert_close(functional.cross_batch_expression(z, y, 0.05), expected, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(
+            functional.cross_batch_expression(z, y, 0.05), expected, rtol=1e-8, atol=1e-9
+        )
 
     @pytest.mark.parametrize("first_half", [None, torch.tensor([True, False, False, True, False, True])])
     def test_passes_gradcheck_from_histograms_to_expression(self, first_half):
@@ -337,7 +343,14 @@ class TestCrossBatchExpression:
 
 class TestClassDisjointHalves:
     def test_keeps_the_halves_of_a_batch_that_has_them(self):
-        assert functional.class_disjoint_halves(torch.tensor([7, 7, 1, 9, 2, 2])).tolist() == [1, 1, 1, 0, 0, 0]
+        assert functional.class_disjoint_halves(torch.tensor([7, 7, 1, 9, 2, 2])).tolist() == [
+            1,
+            1,
+            1,
+            0,
+            0,
+            0,
+        ]
 
     @given(st.lists(st.integers(-3, 6), min_size=2, max_size=40), st.randoms())
     def test_no_class_is_shared_and_order_does_not_matter(self, values, random):

@@ -22,7 +22,9 @@ def batch(dtype=torch.float64, requires_grad=True):
     return embeddings, histograms
 
 
-def expressed_by_sklearn(embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True, normalize=True):
+def expressed_by_sklearn(
+    embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True, normalize=True
+):
     """Ŷ by two ridge regressions, the second half's on the first and the other way round."""
     y, z = embeddings.detach().double(), histograms.detach().double()
     y = y / y.norm(dim=1, keepdim=True) if normalize_embeddings else y
@@ -41,7 +43,9 @@ class TestFormula:
     def test_value(self, weight, ridge, normalize_histograms):
         embeddings, histograms = batch()
         base = losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, ridge, normalize=normalize_histograms)
+        expressed = expressed_by_sklearn(
+            embeddings, histograms, LABELS < 2, ridge, normalize=normalize_histograms
+        )
         expected = (1 - weight) * base(embeddings, LABELS) + weight * base(expressed, LABELS)
         loss = CrossBatchPrototypeLoss(
             losses.ContrastiveLoss(),
@@ -56,7 +60,9 @@ class TestFormula:
         base = losses.TripletMarginLoss(distance=distances.LpDistance(normalize_embeddings=False))
         expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=False)
         expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
-        torch.testing.assert_close(CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected)
+        torch.testing.assert_close(
+            CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected
+        )
 
     def test_without_histograms_each_embedding_stands_for_itself(self):
         embeddings, _ = batch()
@@ -76,7 +82,9 @@ class TestFormula:
         terms = loss.compute_loss(embeddings, LABELS, None, None, None, histograms=histograms)
         assert list(terms) == loss.sub_loss_names() == ["metric_loss", "cross_batch_loss"]
         total = loss(embeddings, LABELS, histograms=histograms)
-        torch.testing.assert_close(terms["metric_loss"]["losses"] + terms["cross_batch_loss"]["losses"], total)
+        torch.testing.assert_close(
+            terms["metric_loss"]["losses"] + terms["cross_batch_loss"]["losses"], total
+        )
         base = losses.ContrastiveLoss()(embeddings, LABELS)
         torch.testing.assert_close(terms["metric_loss"]["losses"], 0.7 * base)
 
@@ -104,7 +112,9 @@ class TestFormula:
         base = losses.ContrastiveLoss()
         expressed = expressed_by_sklearn(embeddings, histograms, labels < 2)
         expected = 0.9 * base(embeddings, labels) + 0.1 * base(expressed, labels)
-        torch.testing.assert_close(CrossBatchPrototypeLoss()(embeddings, labels, histograms=histograms), expected)
+        torch.testing.assert_close(
+            CrossBatchPrototypeLoss()(embeddings, labels, histograms=histograms), expected
+        )
 
     @pytest.mark.parametrize("weight", [0.1, 1.0])
     def test_one_class_leaves_a_zero_that_keeps_the_graph(self, weight):
@@ -151,7 +161,9 @@ class TestZeroWeight:
         expected, got = plain(embeddings, LABELS), wrapped(embeddings, LABELS, histograms=histograms)
         assert got.dtype == expected.dtype
         assert torch.equal(got, expected)
-        gradients = [torch.autograd.grad(value, embeddings, retain_graph=True)[0] for value in (expected, got)]
+        gradients = [
+            torch.autograd.grad(value, embeddings, retain_graph=True)[0] for value in (expected, got)
+        ]
         assert torch.equal(*gradients)
 
 
@@ -176,7 +188,13 @@ SPECIAL_BASES = {
     "SphereFaceLoss": proxies(losses.SphereFaceLoss),
     "SubCenterArcFaceLoss": proxies(losses.SubCenterArcFaceLoss),
 }
-NO_LOSSES = {"BaseLossWrapper", "BaseMetricLossFunction", "EmbeddingRegularizerMixin", "WeightRegularizerMixin", "GenericPairLoss"}
+NO_LOSSES = {
+    "BaseLossWrapper",
+    "BaseMetricLossFunction",
+    "EmbeddingRegularizerMixin",
+    "WeightRegularizerMixin",
+    "GenericPairLoss",
+}
 WITHOUT_LABELS = {
     "ManifoldLoss": lambda: losses.ManifoldLoss(l=6),
     "SelfSupervisedLoss": lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()),
@@ -273,11 +291,15 @@ class TestTuplesAndReferences:
     def test_a_memory_inside_multiple_losses(self):
         embeddings, histograms = batch(torch.float32)
         memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
-        base = losses.MultipleLosses({"memory": memory, "triplet": losses.TripletMarginLoss()}, weights={"memory": 2, "triplet": 0.5})
+        base = losses.MultipleLosses(
+            {"memory": memory, "triplet": losses.TripletMarginLoss()}, weights={"memory": 2, "triplet": 0.5}
+        )
         reference = copy.deepcopy(base)
         got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
         expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2).float()
-        cross = 2 * losses.ContrastiveLoss()(expressed, LABELS) + 0.5 * losses.TripletMarginLoss()(expressed, LABELS)
+        cross = 2 * losses.ContrastiveLoss()(expressed, LABELS) + 0.5 * losses.TripletMarginLoss()(
+            expressed, LABELS
+        )
         torch.testing.assert_close(got, 0.9 * reference(embeddings, LABELS) + 0.1 * cross)
         assert memory.queue_idx == 16
 
@@ -307,27 +329,39 @@ class TestTuplesAndReferences:
         embeddings, histograms = batch()
         raw = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
         unit = losses.TripletMarginLoss()
-        got = CrossBatchPrototypeLoss(losses.MultipleLosses([raw, unit]))(embeddings, LABELS, histograms=histograms)
+        got = CrossBatchPrototypeLoss(losses.MultipleLosses([raw, unit]))(
+            embeddings, LABELS, histograms=histograms
+        )
         cross = sum(
             base(expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=flag), LABELS)
             for base, flag in ((raw, False), (unit, True))
         )
-        torch.testing.assert_close(got, 0.9 * (raw(embeddings, LABELS) + unit(embeddings, LABELS)) + 0.1 * cross)
+        torch.testing.assert_close(
+            got, 0.9 * (raw(embeddings, LABELS) + unit(embeddings, LABELS)) + 0.1 * cross
+        )
 
     def test_inside_multiple_losses(self):
         embeddings, _ = batch()
         loss = losses.MultipleLosses([CrossBatchPrototypeLoss(), losses.TripletMarginLoss()])
-        expected = CrossBatchPrototypeLoss()(embeddings, LABELS) + losses.TripletMarginLoss()(embeddings, LABELS)
+        expected = CrossBatchPrototypeLoss()(embeddings, LABELS) + losses.TripletMarginLoss()(
+            embeddings, LABELS
+        )
         torch.testing.assert_close(loss(embeddings, LABELS), expected)
 
-    @pytest.mark.parametrize("reducer", [reducers.SumReducer(), reducers.AvgNonZeroReducer(), reducers.ThresholdReducer(low=0.1)])
-    @pytest.mark.parametrize("distance", [distances.CosineSimilarity(), distances.LpDistance(p=1), distances.SNRDistance()])
+    @pytest.mark.parametrize(
+        "reducer", [reducers.SumReducer(), reducers.AvgNonZeroReducer(), reducers.ThresholdReducer(low=0.1)]
+    )
+    @pytest.mark.parametrize(
+        "distance", [distances.CosineSimilarity(), distances.LpDistance(p=1), distances.SNRDistance()]
+    )
     def test_reducers_and_distances_of_the_base(self, reducer, distance):
         embeddings, histograms = batch()
         base = losses.TripletMarginLoss(reducer=reducer, distance=distance)
         expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
         expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
-        torch.testing.assert_close(CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected)
+        torch.testing.assert_close(
+            CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected
+        )
 
     def test_embedding_regularizer_is_added_once(self):
         embeddings, histograms = batch()
@@ -438,8 +472,16 @@ class TestBadInput:
             ({"embeddings": torch.ones(16, 6).long()}, TypeError, "floating point.*int64"),
             ({"histograms": torch.rand(15, 5)}, ValueError, "each of the 16 embeddings, got 15 rows"),
             ({"histograms": torch.rand(16)}, ValueError, r"\(batch_size, num_prototypes\)"),
-            ({"histograms": torch.ones(16, 5).long()}, TypeError, "histograms must be a tensor of floating point"),
-            ({"histograms": torch.rand(16, 5, device="meta")}, ValueError, "device of the embeddings, cpu, got meta"),
+            (
+                {"histograms": torch.ones(16, 5).long()},
+                TypeError,
+                "histograms must be a tensor of floating point",
+            ),
+            (
+                {"histograms": torch.rand(16, 5, device="meta")},
+                ValueError,
+                "device of the embeddings, cpu, got meta",
+            ),
         ],
     )
     def test_in_a_call(self, weight, change, error, message):
