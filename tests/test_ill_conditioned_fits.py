@@ -144,3 +144,12 @@ def test_relative_error_stays_small_at_the_limits(num_samples, num_prototypes, n
 def test_relative_error_stays_small_for_4096_samples_and_prototypes():
     given_problem = problem(4096, 4096, 16, 1.0, seed=0)
     assert max(relative_errors(*given_problem, ridge=1e-6)) < REACH
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_halves_of_one_and_the_same_histogram_do_not_spoil_the_gradients(seed):
+    # The explicit inverse of the dual system is wrong by a quarter here.
+    distinct, *first = problem(128, 256, 1, 1.0, seed)
+    _, *second = problem(128, 256, 1, 1.0, seed + 10)
+    errors = relative_errors_of_the_expression((distinct, *first), (distinct, *second), ridge=1e-6)
+    assert max(errors) < REACH
