@@ -105,7 +105,11 @@ def test_workers_end_with_a_parent_that_is_killed(tiny_run, tmp_path):
     assert len(workers) >= 2
     os.kill(parent.pid, signal.SIGKILL)
     parent.join()
-    wait_until(lambda: not any(map(is_running, workers)))
+    try:
+        wait_until(lambda: not any(map(is_running, workers)))
+    finally:
+        for worker in filter(is_running, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
 def wait_until(condition, seconds=60):
