@@ -1,8 +1,9 @@
 import csv
+import functools
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,14 +25,27 @@ SMALL_RUN = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_glyphs():
-    """Numbers only: 30 classes, drawn in a second."""
+@functools.lru_cache
+def _numbers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "CATEGORIES", ("N",))
-        glyphs._draw_classes.cache_clear()
+        # Past the cache of all glyphs, which other tests read.
+        return glyphs._draw_classes.__wrapped__(glyphs._fonts_folder())
+
+
+@contextmanager
+def few_glyphs():
+    """Numbers only: 30 classes, drawn in a second."""
+    numbers = _numbers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "_draw_classes", lambda fonts_folder: numbers)
         yield
-    glyphs._draw_classes.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_glyphs():
+    with few_glyphs():
+        yield
 
 
 @pytest.fixture
@@ -71,9 +85,14 @@ def logs():
 
 
 @pytest.fixture(scope="session")
-def experiments(tmp_path_factory, few_glyphs):
+def experiments(tmp_path_factory):
     """`first` was killed in its second epoch, resumed, and evaluated; `second` reproduces it unbroken."""
     folder = tmp_path_factory.mktemp("benchmark")
+    with few_glyphs():
+        return _run_experiments(folder)
+
+
+def _run_experiments(folder):
     first = [*folders(folder), "--experiment_name", "first"]
     killed = subprocess.run(
         [sys.executable, Path(__file__).with_name("train_until_killed.py"), *first, *SMALL_RUN],
