@@ -131,10 +131,11 @@ def _load_splits(
             tests = {"test": train}
 
     pool = sorted(set(train.labels))
-    test_classes = {name: sorted(set(test.labels)) for name, test in tests.items()}
+    # Of all test splits together: an item has one label, also where the gallery lacks another.
+    test_classes = sorted({label for test in tests.values() for label in test.labels})
     if tests.get("test") is train:
-        test_classes["test"], pool = split_classes(pool, max(2, len(pool) // 4))
-    num_train = len(pool) * 3 // 4 if train_classes is None else train_classes
+        test_classes, pool = split_classes(pool, max(2, len(pool) // 4))
+    num_train = min(len(pool) * 3 // 4, len(pool) - 2) if train_classes is None else train_classes
     if not 2 <= num_train <= len(pool) - 2:
         raise ValueError(
             f"train_classes must leave two classes for validation, so lie between 2 and {len(pool) - 2} "
@@ -146,8 +147,7 @@ def _load_splits(
         train=ClassSubset(train, train.labels, training_classes, for_training),
         val=ClassSubset(train, train.labels, validation_classes, for_evaluation),
         test={
-            name: ClassSubset(test, test.labels, test_classes[name], for_evaluation)
-            for name, test in tests.items()
+            name: ClassSubset(test, test.labels, test_classes, for_evaluation) for name, test in tests.items()
         },
         test_query=query,
         test_reference=reference,

@@ -1,7 +1,10 @@
+import shutil
+
 import pytest
 import torch
 
 from pml_xbml.comparison.class_subset import ClassSubset
+from pml_xbml.comparison.image_folder import FEWEST_CLASSES
 from pml_xbml.comparison.splits import load_splits, split_classes
 from pml_xbml.datasets import Glyphs
 
@@ -61,6 +64,16 @@ def test_folder(image_folder):
     assert torch.equal(splits.val[0][0], splits.val[0][0])
 
 
+def test_the_fewest_classes_that_a_folder_may_have_suffice(image_folder, tmp_path):
+    folder = tmp_path / "six"
+    folder.mkdir()
+    for class_folder in sorted(image_folder.iterdir())[:FEWEST_CLASSES]:
+        shutil.copytree(class_folder, folder / class_folder.name)
+    splits = load_splits(str(folder), image_size=16)
+    parts = [splits.train, splits.val, splits.test["test"]]
+    assert [len(part.classes) for part in parts] == [2, 2, 2]
+
+
 @pytest.mark.parametrize("train_classes", [0, 1, 485])
 def test_train_classes_have_to_leave_some_for_validation(train_classes):
     with pytest.raises(
@@ -109,9 +122,10 @@ def test_inshop_looks_for_queries_in_the_gallery(tmp_path):
     ]
     rows += [
         f"img/MEN/id_{item}/{status}.jpg id_{item} {status}"
-        for item in (5, 6)
+        for item in (6, 7)
         for status in ("query", "gallery")
     ]
+    rows.append("img/MEN/id_5/gallery.jpg id_5 gallery")
     write_images(tmp_path, [row.split()[0] for row in rows])
     (tmp_path / "list_eval_partition.txt").write_text(
         f"{len(rows)}\nimage_name item_id evaluation_status\n" + "\n".join(rows) + "\n"
@@ -120,4 +134,6 @@ def test_inshop_looks_for_queries_in_the_gallery(tmp_path):
     assert (len(splits.train.classes), len(splits.val.classes)) == (2, 2)
     assert set(splits.test) == {"query", "gallery"}
     assert (splits.test_query, splits.test_reference) == ("query", "gallery")
-    assert len(splits.test["query"]) == len(splits.test["gallery"]) == 2
+    # An item that nothing looks for does not shift the labels of the others.
+    assert splits.test["query"].labels == [1, 2]
+    assert sorted(splits.test["gallery"].labels) == [0, 1, 2]
