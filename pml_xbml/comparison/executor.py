@@ -142,6 +142,8 @@ def _start_worker(iterations: Any, stop: Event) -> None:
     _worker_iterations, _worker_stop = iterations, stop
     iterations.cancel_join_thread()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Forked processes share tqdm's lock, and one that is killed while it draws PML's bars would keep it for ever.
+    tqdm.set_lock(threading.RLock())
     # Ctrl-C reaches every process of the terminal; the one that started the others tells them when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

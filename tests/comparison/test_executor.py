@@ -7,8 +7,10 @@ import time
 import faiss
 import pytest
 import torch
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
-from pml_xbml.comparison import run_all
+from pml_xbml.comparison import executor, run_all
 
 
 def without_seconds(results):
@@ -110,6 +112,26 @@ def test_workers_end_with_a_parent_that_is_killed(tiny_run, tmp_path):
     finally:
         for worker in filter(is_running, workers):
             os.kill(worker, signal.SIGKILL)
+
+
+def test_a_worker_draws_its_bars_while_another_process_holds_the_lock_of_tqdm(monkeypatch):
+    context = multiprocessing.get_context("fork")
+    shared = TqdmDefaultWriteLock()
+    monkeypatch.setattr(tqdm, "_lock", shared)
+    iterations, stop = context.Queue(), context.Event()
+
+    def draw():
+        executor._start_worker(iterations, stop)
+        list(tqdm(range(3)))
+
+    worker = context.Process(target=draw)
+    with shared:
+        worker.start()
+        worker.join(timeout=60)
+    is_stuck = worker.is_alive()
+    worker.kill()
+    assert not is_stuck
+    assert worker.exitcode == 0
 
 
 def wait_until(condition, seconds=60):
