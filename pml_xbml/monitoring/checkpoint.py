@@ -102,9 +102,11 @@ class Checkpoint:
 
         Raises:
             ValueError: if the trainer has other models, optimizers, schedulers, losses or miners than the
-                one that was saved.
+                one that was saved, or other options of these.
         """
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        carried = {name: sorted(attributes) for name, _, attributes in _carrying_modules(trainer)}
+        saved_carried = {name: sorted(attributes) for name, attributes in state["carried"].items()}
         for attribute in _STATEFUL_ATTRIBUTES:
             objects = getattr(trainer, attribute)
             if objects.keys() != state[attribute].keys():
@@ -113,9 +115,21 @@ class Checkpoint:
                     f"{os.fspath(self.path)!r} are {sorted(state[attribute])}; build the trainer as it was, "
                     "or train in another folder."
                 )
+        if carried != saved_carried:
+            raise ValueError(
+                f"The trainer carries {carried} from batch to batch and {os.fspath(self.path)!r} has "
+                f"{saved_carried}; build the trainer as it was, collect_stats included, or train in another "
+                "folder."
+            )
         for attribute in _STATEFUL_ATTRIBUTES:
             for name, obj in getattr(trainer, attribute).items():
-                _unwrapped(obj).load_state_dict(state[attribute][name])
+                try:
+                    _unwrapped(obj).load_state_dict(state[attribute][name])
+                except (RuntimeError, ValueError) as error:
+                    raise ValueError(
+                        f"{os.fspath(self.path)!r} does not fit the trainer's {attribute} {name!r}: {error}; "
+                        "build the trainer as it was, or train in another folder."
+                    ) from error
         for name, module, attributes in _carrying_modules(trainer):
             for attribute in attributes:
                 value = state["carried"][name][attribute]

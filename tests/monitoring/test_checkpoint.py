@@ -152,6 +152,35 @@ def test_a_checkpoint_is_of_a_trainer_with_the_same_parts(tiny_run, tmp_path):
     assert_identical(dict(other.trunk.state_dict()), before)
 
 
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [
+        ({}, {"collect_stats": True}),
+        ({"collect_stats": True}, {}),
+        ({}, {"uses_plugin": False}),
+    ],
+)
+def test_a_checkpoint_is_of_modules_that_carry_the_same(tiny_run, tmp_path, saved, resumed):
+    run = tiny_run(tmp_path, **saved)
+    run.hooks.resume(run.trainer, run.model_folder)
+    other = tiny_run(tmp_path, **resumed)
+    with pytest.raises(
+        ValueError, match=r"checkpoint.pth' has .*collect_stats included, or train in another"
+    ):
+        other.hooks.resume(other.trainer, other.model_folder)
+
+
+def test_a_checkpoint_is_of_models_of_the_same_size(tiny_run, tmp_path):
+    run = tiny_run(tmp_path)
+    run.hooks.resume(run.trainer, run.model_folder)
+    other = tiny_run(tmp_path)
+    other.trainer.models["embedder"] = torch.nn.Linear(8, 3)
+    with pytest.raises(
+        ValueError, match=r"does not fit the trainer's models 'embedder': (?s:.*)size mismatch"
+    ):
+        other.hooks.resume(other.trainer, other.model_folder)
+
+
 def test_the_memory_of_a_cross_batch_memory_comes_back(tiny_run, tmp_path):
     run = tiny_run(tmp_path, picture_interval=None)
     run.train(2)
