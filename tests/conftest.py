@@ -9,8 +9,8 @@ from hypothesis import settings
 from tqdm import tqdm
 
 matplotlib.use("Agg")
-# Tests kill processes that they forked. tqdm's own lock is shared with those, and one that dies while it draws a
-# bar would keep it for ever; and a thread that holds a lock while a process is forked leaves it locked there.
+# Tests kill processes that they forked. tqdm's own lock is shared with those, and one that dies while it
+# draws a bar would keep it; and a thread that holds a lock while a process is forked leaves it locked there.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 # The machines are shared: one thread a process, and no deadline that a busy neighbour can break.

@@ -142,7 +142,7 @@ def _start_worker(iterations: Any, stop: Event) -> None:
     _worker_iterations, _worker_stop = iterations, stop
     iterations.cancel_join_thread()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Forked processes share tqdm's lock, and one that is killed while it draws PML's bars would keep it for ever.
+    # Forked processes share tqdm's lock; one that is killed while it draws a bar of PML's would keep it.
     tqdm.set_lock(threading.RLock())
     # Ctrl-C reaches every process of the terminal; the one that started the others tells them when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
