@@ -116,12 +116,17 @@ def assignments(
     Returns:
         (B, m, n), non-negative; each column (B, :, n) sums to one. At least float32, whatever comes in.
 
+    Raises:
+        ValueError: on a temperature that is not positive, or another similarity.
+
     Example:
         >>> features = torch.tensor([[[2.0, 0.0], [0.0, 3.0]]])
         >>> assignments(features, torch.eye(2), temperature=0.5)
         tensor([[[0.8808, 0.1192],
                  [0.1192, 0.8808]]])
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, got {temperature}")
     similarities = _similarities(features, prototypes, similarity)
     return _softmax_over_prototypes(similarities, temperature).transpose(1, 2)
 
@@ -161,6 +166,9 @@ def histograms(
 
     Returns:
         (B, m), on the simplex: z ≥ 0 and Σ_i z_i = 1. Permuting the local features changes nothing.
+
+    Raises:
+        ValueError: on a temperature that is not positive, or another similarity.
     """
     return assignments(features, prototypes, temperature, similarity).mean(dim=-1)
 
@@ -314,7 +322,7 @@ def ridge_fit(histograms: Tensor, embeddings: Tensor, ridge: float, prior: Tenso
         A, (..., m, D), in float64. The gradient flows to Z, Y and A_0.
 
     Raises:
-        ValueError: if the ridge is not positive.
+        ValueError: if the ridge is not positive and finite.
     """
     _check_ridge(ridge)
     histograms, targets = histograms.double(), embeddings.double()
@@ -330,8 +338,8 @@ def ridge_fit(histograms: Tensor, embeddings: Tensor, ridge: float, prior: Tenso
 
 
 def _check_ridge(ridge: float) -> None:
-    if not ridge > 0:
-        raise ValueError(f"ridge must be greater than 0, got {ridge}")
+    if not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge must be greater than 0 and finite, got {ridge}")
 
 
 class _RidgeFit(torch.autograd.Function):

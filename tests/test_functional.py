@@ -93,6 +93,12 @@ class TestHistograms:
         with pytest.raises(ValueError, match="cosine, dot, got 'euclid'"):
             functional.histograms(torch.ones(1, 1, 1), torch.ones(1, 1), similarity="euclid")
 
+    @pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
+    def test_refuse_a_temperature_that_is_not_positive(self, temperature):
+        for function in (functional.assignments, functional.histograms):
+            with pytest.raises(ValueError, match=f"temperature must be greater than 0, got {temperature}"):
+                function(torch.ones(1, 1, 1), torch.ones(1, 1), temperature)
+
     @pytest.mark.parametrize("similarity", ["cosine", "dot"])
     def test_silenced_features_count_evenly_and_get_a_bounded_gradient(self, similarity):
         features = torch.zeros(2, 3, 4, requires_grad=True)
@@ -267,9 +273,10 @@ class TestRidgeFit:
         fitted = functional.ridge_fit(z, double(64, 2), 1e-30)
         assert fitted.isfinite().all()
 
-    def test_refuses_a_ridge_that_is_not_positive(self):
-        with pytest.raises(ValueError, match="greater than 0, got 0"):
-            functional.ridge_fit(simplex(3, 2), double(3, 2), 0)
+    @pytest.mark.parametrize("ridge", [0, -1, float("nan"), float("inf")])
+    def test_refuses_a_ridge_that_is_not_positive_and_finite(self, ridge):
+        with pytest.raises(ValueError, match=f"greater than 0 and finite, got {ridge}"):
+            functional.ridge_fit(simplex(3, 2), double(3, 2), ridge)
 
     def test_recursion_with_covariance_equals_one_fit_on_the_union(self):
         batches = [(simplex(9, 5), double(9, 3)) for _ in range(4)]
