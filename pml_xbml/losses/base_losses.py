@@ -85,6 +85,11 @@ def check_base_loss(loss: object) -> None:
             "loss must be a loss of pytorch-metric-learning (a BaseMetricLossFunction, CrossBatchMemory or "
             f"MultipleLosses), got {loss!r}. A DistributedLossWrapper goes around CrossBatchPrototypeLoss"
         )
+    if Term(loss, None, None).loss_without_memory.distance is None:
+        raise TypeError(
+            "loss must have a distance, by which embeddings enter the fit, got "
+            f"{type(loss).__name__}, which has none: pass the loss that it is put around"
+        )
 
 
 def takes_references(loss: torch.nn.Module) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -79,6 +80,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                     f"got {name}={kwargs[name]!r} on CrossBatchPrototypeLoss itself"
                 )
         super().__init__(**kwargs)
+        _check_number("cross_batch_weight", cross_batch_weight)
+        _check_number("ridge", ridge)
         if not 0 <= cross_batch_weight <= 1:
             raise ValueError(f"cross_batch_weight must lie in [0, 1], got {cross_batch_weight}")
         if not 0 < ridge < math.inf:
@@ -124,7 +127,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 use them.
             ref_emb: embeddings to compare with, for both terms; not with ``CrossBatchMemory`` or
                 ``MultipleLosses``.
-            ref_labels: their labels.
+            ref_labels: their labels; may be left out with an ``indices_tuple``.
             histograms: Z, (batch_size, num_prototypes), of the same images in the same order, for a loop of
                 one's own; those of ``pooling`` if left out. Histograms of the right length that stem from
                 another forward cannot be told from the right ones.
@@ -144,6 +147,11 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             raise ValueError(
                 f"ref_emb does not go with {type(self.loss).__name__} as loss, got one of shape "
                 f"{tuple(ref_emb.shape)}: leave it out"
+            )
+        if ref_emb is not None and ref_labels is None and indices_tuple is None:
+            raise ValueError(
+                f"ref_labels are missing for the ref_emb of shape {tuple(ref_emb.shape)}: pass them, or an "
+                "indices_tuple"
             )
         loss_dict = self.compute_loss(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, histograms=histograms
@@ -261,6 +269,11 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
     def _sub_loss_names(self) -> list[str]:
         return ["metric_loss", "cross_batch_loss"]
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _facts(inputs: list[Tensor], labels: Tensor | None) -> tuple[bool, bool]:

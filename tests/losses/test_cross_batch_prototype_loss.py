@@ -269,6 +269,17 @@ class TestTuplesAndReferences:
         got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms, **arguments)
         torch.testing.assert_close(got, expected)
 
+    def test_references_need_labels_or_tuples(self):
+        embeddings, histograms = batch()
+        references = torch.randn(9, 6).double()
+        base = losses.ContrastiveLoss()
+        loss = CrossBatchPrototypeLoss(base, cross_batch_weight=0)
+        with pytest.raises(ValueError, match=r"ref_labels are missing for the ref_emb of shape \(9, 6\)"):
+            loss(embeddings, LABELS, ref_emb=references, histograms=histograms)
+        pairs = tuple(torch.tensor(indices) for indices in ([0, 1], [2, 8], [0, 1], [4, 5]))
+        got = loss(embeddings, LABELS, pairs, ref_emb=references, histograms=histograms)
+        torch.testing.assert_close(got, base(embeddings, LABELS, pairs, ref_emb=references))
+
     @pytest.mark.parametrize("name", ["CrossBatchMemory", "MultipleLosses"])
     def test_references_are_refused_by_bases_that_take_none(self, name):
         embeddings, histograms = batch()
@@ -436,6 +447,9 @@ class TestBadInput:
             ({"cross_batch_weight": float("nan")}, ValueError, "got nan"),
             ({"ridge": 0}, ValueError, "ridge must be positive and finite, got 0"),
             ({"ridge": -1.0}, ValueError, "ridge must be positive and finite, got -1.0"),
+            ({"cross_batch_weight": "0.1"}, TypeError, "cross_batch_weight must be a number, got '0.1'"),
+            ({"cross_batch_weight": True}, TypeError, "cross_batch_weight must be a number, got True"),
+            ({"ridge": None}, TypeError, "ridge must be a number, got None"),
             ({"distance": distances.LpDistance()}, ValueError, "a distance belongs to loss"),
             ({"reducer": reducers.MeanReducer()}, ValueError, "a reducer belongs to loss"),
             ({"loss": torch.nn.MSELoss()}, TypeError, "must be a loss of pytorch-metric-learning.*MSELoss"),
@@ -450,6 +464,7 @@ class TestBadInput:
                 TypeError,
                 "MSELoss",
             ),
+            ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance.* got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
             ({"typo": 1}, TypeError, "typo"),
         ],
