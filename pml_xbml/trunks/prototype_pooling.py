@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numbers
 import weakref
 from typing import Any
 
@@ -74,6 +75,7 @@ class PrototypePooling(ModuleWithRecords):
         super().__init__(collect_stats=collect_stats)
         _check_positive_integer("num_features", num_features)
         _check_positive_integer("num_prototypes", num_prototypes)
+        _check_number("temperature", temperature)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         _check_choice("similarity", similarity, functional.SIMILARITIES)
@@ -293,8 +295,13 @@ def _check_floating_point(features: Tensor) -> None:
         raise TypeError(f"features must be a tensor of floating point, got {came}")
 
 
-def _check_positive_integer(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def _check_positive_integer(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

@@ -2,6 +2,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -215,6 +216,7 @@ class TestBadInput:
             ({"num_prototypes": -1}, ValueError, "num_prototypes must be at least 1, got -1"),
             ({"num_prototypes": True}, TypeError, "num_prototypes must be an integer, got True"),
             ({"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+            ({"temperature": "warm"}, TypeError, "temperature must be a number, got 'warm'"),
             ({"temperature": float("nan")}, ValueError, "temperature must be positive and finite, got nan"),
             ({"similarity": "l2"}, ValueError, "similarity must be one of 'cosine', 'dot', got 'l2'"),
             ({"output": "max"}, ValueError, "output must be one of 'average', 'prototypes', got 'max'"),
@@ -223,6 +225,9 @@ class TestBadInput:
     def test_is_named_at_construction(self, options, error, message):
         with pytest.raises(error, match=message):
             PrototypePooling(**({"num_features": 8} | options))
+
+    def test_integers_of_numpy_are_integers(self):
+        assert PrototypePooling(np.int64(8), np.int32(5)).prototypes.shape == (5, 8)
 
     @pytest.mark.parametrize("shape", [(4, 8), (4, 7, 3, 3), (4, 3, 3, 8), (4, 8, 9), (8, 3, 3, 3, 3)])
     @pytest.mark.parametrize("training", [True, False])
