@@ -225,7 +225,8 @@ class _AverageAndHistograms(torch.autograd.Function):
                 similarities = _similarities(features, prototypes, similarity)
             assigned = _softmax_over_prototypes(similarities, temperature)
         ctx.save_for_backward(features, prototypes, similarities, assigned, inverse_norm)
-        return average.view_as(average), assigned.mean(dim=1)
+        # A view, which would save the copy, could not be changed in place, by an nn.ReLU(inplace=True) say.
+        return average.clone(), assigned.mean(dim=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -29,6 +29,15 @@ class TestOutput:
         gradients = [torch.autograd.grad((value * weight).sum(), maps)[0] for value in (output, expected)]
         assert torch.equal(*gradients)
 
+    def test_what_follows_may_work_in_place(self):
+        feature_maps = torch.randn(4, 8, 3, 3, requires_grad=True)
+        gradients = []
+        for pool in (PrototypePooling(8, 5), global_average_pool):
+            torch.nn.functional.relu(pool(feature_maps), inplace=True).square().sum().backward()
+            gradients.append(feature_maps.grad.clone())
+            feature_maps.grad = None
+        assert torch.equal(*gradients)
+
     def test_average_of_tokens_is_their_mean(self):
         tokens = torch.randn(4, 9, 8)
         assert torch.equal(PrototypePooling(8)(tokens), tokens.mean(1))
