@@ -25,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Past our parser: powerful-benchmarker has options by the hundred, --help among them.
         from pml_xbml import benchmarker
 
-        return benchmarker.main(arguments[1:])
+        try:
+            return benchmarker.main(arguments[1:])
+        except KeyboardInterrupt:
+            print("\nStopped. --resume_training latest goes on after the last saved epoch.", file=sys.stderr)
+            return INTERRUPTED
     options = build_parser().parse_args(arguments)
     try:
         command: Callable[[argparse.Namespace], int] = options.command

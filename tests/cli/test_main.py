@@ -214,6 +214,15 @@ def test_benchmark_hands_over_the_rest_of_the_line_unread(monkeypatch):
     assert lines == [["--help", "--experiment_name", "x", "--seed", "1"]]
 
 
+def test_ctrl_c_in_a_benchmark_tells_how_to_go_on(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmarker, "main", interrupted)
+    assert main(["benchmark", "--experiment_name", "x"]) == 130
+    assert "--resume_training latest goes on" in capsys.readouterr().err
+
+
 def run_in_a_session_of_its_own(line):
     os.setsid()
     raise SystemExit(main(line))
