@@ -160,7 +160,7 @@ def expressed_and_actual_embeddings(
         normalize_histograms: As the loss has it.
 
     Returns:
-        The figure. The better the prototypes transfer, the brighter the blocks on the diagonal, each a class,
+        The figure. The better the prototypes transfer, the redder the blocks on the diagonal, each a class,
         against the rest.
 
     Raises:
