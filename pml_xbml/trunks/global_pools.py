@@ -52,6 +52,9 @@ class GlobalAverage(nn.Module):
         return F.adaptive_avg_pool2d(features, 1).flatten(1)
 
 
+_AVERAGES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, GlobalAverage)
+
+
 class PooledFeatures(nn.Module):
     """A network up to its local features, which it averages by a function call or not at all, and a pool."""
 
@@ -80,22 +83,30 @@ def known_ending(network: nn.Module) -> Ending | None:
     """Look the network up.
 
     The library is that of the ``forward`` that runs: a subclass with one of its own is not the network of the
-    table, and pretrainedmodels gives torchvision's classes a ``forward`` that pools differently.
+    table, and pretrainedmodels gives torchvision's classes a ``forward`` that pools differently. Nor is one
+    whose average was replaced, by a maximum say.
 
     Args:
         network: any network.
 
     Returns:
-        Its ending, or None if there is no row for it.
+        Its ending, or None if there is no row for it, or it does not average any more.
     """
     library = str(getattr(network.forward, "__module__", None)).partition(".")[0]
     if library == "timm" and hasattr(network, "forward_features"):
-        return _timm_ending(network)
+        return None if _takes_maxima(network) else _timm_ending(network)
     for base in type(network).__mro__:
         row = _ROWS.get(f"{library}.{base.__name__}")
         if row is not None:
-            return row(network)
+            ending = row(network)
+            averages = ending.pool is None or isinstance(network.get_submodule(ending.pool), _AVERAGES)
+            return ending if averages else None
     return None
+
+
+def _takes_maxima(network: nn.Module) -> bool:
+    pools = [module for module in network.modules() if type(module).__name__ == "SelectAdaptivePool2d"]
+    return any("max" in str(getattr(pool, "pool_type", "")) for pool in pools)
 
 
 def _width(layers: nn.Module) -> int:

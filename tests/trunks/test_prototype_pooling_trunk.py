@@ -379,6 +379,28 @@ def test_removed_classifiers_do_not_matter():
     assert PrototypePoolingTrunk(network).num_features == 512
 
 
+def with_maximum():
+    network = torchvision.models.resnet18()
+    network.avgpool = nn.AdaptiveMaxPool2d(1)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("build", "pool"),
+    [
+        (with_maximum, "avgpool"),
+        (lambda: timm.create_model("resnet18", global_pool="max"), "global_pool"),
+        (lambda: timm.create_model("resnet18", global_pool="catavgmax"), "global_pool"),
+    ],
+    ids=["torchvision", "timm", "timm, both"],
+)
+def test_known_networks_that_do_not_end_in_an_average_are_not_given_one_in_silence(build, pool):
+    network = build()
+    with pytest.raises(ValueError, match=r"cannot tell where the trunk \(ResNet\) averages its"):
+        PrototypePoolingTrunk(network)
+    assert PrototypePoolingTrunk(network, pool=pool).num_features == 512
+
+
 @pytest.mark.parametrize(
     ("build", "candidates"),
     [
