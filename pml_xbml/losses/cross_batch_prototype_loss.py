@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import functional
 from .base_losses import Term, base_loss_terms, check_base_loss, takes_references
 from .expression_statistics import ExpressionStatistics, expression_statistics
-from .inputs import check_may_be_non_finite, checked_labels, matching_histograms
+from .inputs import check_may_be_non_finite, checked_labels, matching_histograms, num_processes
 from .pooling_reference import PoolingReference
 
 
@@ -171,9 +171,12 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         histograms: Tensor | None = None,
     ) -> dict[str, dict[str, Any]]:
         histograms = self._claimed(histograms)
-        num_blocks = 1
         if histograms is not None:
             histograms, num_blocks = matching_histograms(embeddings, histograms)
+        else:
+            # Embeddings alone do not tell whether they were gathered. Halves that are made block by block are
+            # the same on all processes, although each puts its own block first.
+            num_blocks = num_processes() if len(embeddings) % num_processes() == 0 else 1
         inputs = {"embeddings": embeddings, "histograms": histograms, "ref_emb": ref_emb}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         wants_halves = self.cross_batch_weight > 0

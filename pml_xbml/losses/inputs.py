@@ -64,16 +64,20 @@ def matching_histograms(embeddings: Tensor, histograms: Tensor) -> tuple[Tensor,
             f"histograms must be on the device of the embeddings, {embeddings.device}, got "
             f"{histograms.device}"
         )
-    num_processes = torch.distributed.get_world_size() if pml_distributed.is_distributed() else 1
     if len(histograms) == len(embeddings):
         return histograms, 1
-    if num_processes > 1 and len(embeddings) == num_processes * len(histograms):
-        return torch.cat([histograms, pml_distributed.all_gather(histograms)]), num_processes
+    if num_processes() > 1 and len(embeddings) == num_processes() * len(histograms):
+        return torch.cat([histograms, pml_distributed.all_gather(histograms)]), num_processes()
     raise ValueError(
         f"histograms must have a row for each of the {len(embeddings)} embeddings, got {len(histograms)} "
         "rows. The trunk has to run once before the loss, on the images whose embeddings come: where it runs "
         "twice, as in TwoStreamMetricLoss, only the histograms of the second run are left"
     )
+
+
+def num_processes() -> int:
+    """Of the default process group; 1 if there is none."""
+    return torch.distributed.get_world_size() if pml_distributed.is_distributed() else 1
 
 
 def check_may_be_non_finite(tensors: dict[str, Tensor]) -> None:

@@ -116,6 +116,19 @@ class TestFormula:
             CrossBatchPrototypeLoss()(embeddings, labels, histograms=histograms), expected
         )
 
+    def test_without_histograms_all_processes_make_the_same_halves(self, monkeypatch):
+        monkeypatch.setattr(pml_distributed, "is_distributed", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        embeddings, _ = batch()
+        labels = torch.arange(16) // 2
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
+        expected = losses.ContrastiveLoss()(
+            expressed_by_sklearn(embeddings, embeddings, torch.arange(16) % 4 < 2), labels
+        )
+        for own_first in ([0, 1, 2, 3], [1, 0, 2, 3], [2, 0, 1, 3], [3, 0, 1, 2]):
+            rows = torch.arange(16).view(4, 4)[own_first].flatten()
+            torch.testing.assert_close(loss(embeddings[rows], labels[rows]), expected)
+
     @pytest.mark.parametrize("weight", [0.1, 1.0])
     def test_one_class_leaves_a_zero_that_keeps_the_graph(self, weight):
         embeddings, histograms = batch()
