@@ -84,8 +84,6 @@ def train(
             on_iterations(run.iterations)
             return result
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / RUN_FILE) as file:
-        file.write(run.to_json().encode())
     with _printing_to(folder / LOG_FILE):
         result = _train(run, folder, evaluate_test, make_loss, on_iterations)
     result.save(folder / RESULT_FILE)
@@ -190,6 +188,9 @@ def _train(
         end_of_epoch_hook=hooks.end_of_epoch_hook(tester, {"val": splits.val}, str(folder / MODEL_FOLDER)),
     )
     trainer.lr_schedulers = _build_schedulers(run, trainer.optimizers)
+    # Not before: settings that cannot be trained with may be mended in the same folder.
+    with atomic_file(folder / RUN_FILE) as file:
+        file.write(run.to_json().encode())
     # Whatever an XML run drew so far for its prototypes, from here on it draws what a plain one does.
     _seed_everything(run.seed)
     start_epoch = hooks.resume(trainer, str(folder / MODEL_FOLDER))

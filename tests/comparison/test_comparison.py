@@ -96,6 +96,12 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_is_writte
     assert unbroken.results_path.read_bytes() == before
 
 
+def test_settings_that_cannot_be_trained_with_are_mended_in_the_same_folder(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 2"):
+        compare(dataclasses.replace(tiny_run, batch_size=6), weights=[0.1], num_seeds=1, out=tmp_path)
+    assert len(compare(tiny_run, weights=[0.1], num_seeds=1, out=tmp_path).results) == 2
+
+
 def test_a_broken_image_is_found_before_training(tiny_run, image_folder, tmp_path):
     folder = shutil.copytree(image_folder, tmp_path / "images")
     (folder / "class_11" / "3.png").write_bytes(b"no image")
