@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning.reducers import DoNothingReducer
 from torch import Tensor
 
 # These refuse class labels, of which the halves are made.
@@ -85,7 +86,13 @@ def check_base_loss(loss: object) -> None:
             "loss must be a loss of pytorch-metric-learning (a BaseMetricLossFunction, CrossBatchMemory or "
             f"MultipleLosses), got {loss!r}. A DistributedLossWrapper goes around CrossBatchPrototypeLoss"
         )
-    if Term(loss, None, None).loss_without_memory.distance is None:
+    base = Term(loss, None, None).loss_without_memory
+    if isinstance(base.reducer, DoNothingReducer):
+        raise TypeError(
+            f"loss must reduce to one number, got {type(base).__name__} with a DoNothingReducer: choose a "
+            "reducer that reduces, MeanReducer say"
+        )
+    if base.distance is None:
         raise TypeError(
             "loss must have a distance, by which embeddings enter the fit, got "
             f"{type(loss).__name__}, which has none: pass the loss that it is put around"

@@ -477,6 +477,11 @@ class TestBadInput:
                 TypeError,
                 "MSELoss",
             ),
+            (
+                {"loss": losses.TripletMarginLoss(reducer=reducers.DoNothingReducer())},
+                TypeError,
+                "one number, got TripletMarginLoss with a DoNothingReducer",
+            ),
             ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance.* got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
             ({"typo": 1}, TypeError, "typo"),
