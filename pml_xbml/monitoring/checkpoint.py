@@ -102,7 +102,7 @@ class Checkpoint:
 
         Raises:
             ValueError: if the trainer has other models, optimizers, schedulers, losses or miners than the
-                one that was saved, or other options of these.
+                one that was saved, other options of these, or a sampler of another kind.
         """
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         carried = {name: sorted(attributes) for name, _, attributes in _carrying_modules(trainer)}
@@ -120,6 +120,12 @@ class Checkpoint:
                 f"The trainer carries {carried} from batch to batch and {os.fspath(self.path)!r} has "
                 f"{saved_carried}; build the trainer as it was, collect_stats included, or train in another "
                 "folder."
+            )
+        if self._sampler_state(trainer).keys() != state["sampler"].keys():
+            raise ValueError(
+                f"The trainer's sampler is a {type(trainer.sampler).__name__} and that of "
+                f"{os.fspath(self.path)!r} is a sampler of another kind; build the trainer as it was, or "
+                "train in another folder."
             )
         for attribute in _STATEFUL_ATTRIBUTES:
             for name, obj in getattr(trainer, attribute).items():

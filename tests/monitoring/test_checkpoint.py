@@ -170,6 +170,17 @@ def test_a_checkpoint_is_of_modules_that_carry_the_same(tiny_run, tmp_path, save
         other.hooks.resume(other.trainer, other.model_folder)
 
 
+@pytest.mark.parametrize("is_saved_with_the_plugins", [True, False])
+def test_a_checkpoint_is_of_a_sampler_of_the_same_kind(tiny_run, tmp_path, is_saved_with_the_plugins):
+    runs = [tiny_run(tmp_path), tiny_run(tmp_path)]
+    of_pml = samplers.MPerClassSampler(runs[0].dataset.labels, **SIZES)
+    runs[is_saved_with_the_plugins].trainer.sampler = of_pml
+    runs[0].hooks.resume(runs[0].trainer, runs[0].model_folder)
+    name = type(runs[1].trainer.sampler).__name__
+    with pytest.raises(ValueError, match=f"The trainer's sampler is a {name} and .*sampler of another kind"):
+        runs[1].hooks.resume(runs[1].trainer, runs[1].model_folder)
+
+
 def test_a_checkpoint_is_of_models_of_the_same_size(tiny_run, tmp_path):
     run = tiny_run(tmp_path)
     run.hooks.resume(run.trainer, run.model_folder)
