@@ -19,6 +19,12 @@ settings.register_profile("shared-machine", deadline=None, derandomize=True)
 settings.load_profile("shared-machine")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Benchmarks measure, they do not test: they run with --benchmark-only, and alone."""
+    is_benchmark = collection_path.name == "benchmarks"
+    return True if is_benchmark and not config.getoption("benchmark_only") else None
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds():
     """Every test starts from the same random state, whichever tests ran before it."""

@@ -138,9 +138,10 @@ def _add_compare(subparsers: Any) -> None:
         type=float,
         default=argparse.SUPPRESS,
         metavar="RATE",
-        help=f"Adam's, of the trunk (default: {Run.learning_rate:g}; with --weights "
+        help=f"Adam's, of the trunk without its prototypes (default: {Run.learning_rate:g}; with --weights "
         f"{commands.PRETRAINED_LEARNING_RATE:g})",
     )
+    _add_setting(network, "--prototypes-learning-rate", float, "RATE", "Adam's, of the prototypes")
     _add_setting(network, "--embedder-learning-rate", float, "RATE", "Adam's, of the linear embedder")
     network.add_argument(
         "--schedule",

@@ -254,8 +254,12 @@ def _build_trainable(
 def _build_optimizers(
     run: Run, models: dict[str, torch.nn.Module], loss: torch.nn.Module
 ) -> dict[str, torch.optim.Optimizer]:
+    trunk = models["trunk"]
+    prototypes = [trunk.prototypes] if isinstance(trunk, PrototypePoolingTrunk) else []
+    backbone = [p for p in trunk.parameters() if all(p is not prototype for prototype in prototypes)]
+    groups = [{"params": backbone}, {"params": prototypes, "lr": run.prototypes_learning_rate}]
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "trunk_optimizer": torch.optim.Adam(models["trunk"].parameters(), lr=run.learning_rate),
+        "trunk_optimizer": torch.optim.Adam(groups, lr=run.learning_rate),
         "embedder_optimizer": torch.optim.Adam(
             models["embedder"].parameters(), lr=run.embedder_learning_rate
         ),

@@ -34,7 +34,9 @@ class Run:
         samples_per_class: images of each class in a batch.
         iterations: batches in all.
         iterations_per_epoch: batches between two validations, between which the best is chosen.
-        learning_rate: Adam's, of the trunk, prototypes included.
+        learning_rate: Adam's, of the trunk without its prototypes.
+        prototypes_learning_rate: Adam's, of the prototypes, which at the rate of a pretrained trunk would stay
+            where they started.
         embedder_learning_rate: Adam's, of the linear layer.
         schedule: "cosine" (down to zero at the end) or "constant".
         loss_options: more arguments of ``CrossBatchPrototypeLoss``, such as ``{"ridge": 0.5}``.
@@ -63,6 +65,7 @@ class Run:
     iterations: int = 800
     iterations_per_epoch: int = 100
     learning_rate: float = 1e-3
+    prototypes_learning_rate: float = 1e-3
     embedder_learning_rate: float = 1e-3
     schedule: str = "cosine"
     loss_options: Mapping[str, Any] = field(default_factory=dict)

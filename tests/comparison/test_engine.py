@@ -260,3 +260,19 @@ def test_load_run_before_the_first_validation(tiny_run, tmp_path):
         train(tiny_run, tmp_path, on_iterations=kill)
     with pytest.raises(ValueError, match="no model yet"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_prototypes_have_a_learning_rate_of_their_own(tiny_xml_run, tmp_path, rate):
+    starts, trunks = [], []
+
+    def spying_loss(run, loss, trunk):
+        starts.append(trunk.prototypes.detach().clone())
+        trunks.append(trunk)
+        return CrossBatchPrototypeLoss(loss, trunk, cross_batch_weight=run.cross_batch_weight)
+
+    run = dataclasses.replace(tiny_xml_run, learning_rate=1e-3, prototypes_learning_rate=rate)
+    train(run, tmp_path, make_loss=spying_loss)
+    distance = (trunks[0].prototypes - starts[0]).abs().max()
+    # Adam's first steps are as long as the learning rate.
+    assert distance == 0 if rate == 0 else distance > 0.05
