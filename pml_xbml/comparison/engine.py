@@ -257,7 +257,10 @@ def _build_optimizers(
     trunk = models["trunk"]
     prototypes = [trunk.prototypes] if isinstance(trunk, PrototypePoolingTrunk) else []
     backbone = [p for p in trunk.parameters() if all(p is not prototype for prototype in prototypes)]
-    groups = [{"params": backbone}, {"params": prototypes, "lr": run.prototypes_learning_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": backbone},
+        {"params": prototypes, "lr": run.prototypes_learning_rate},
+    ]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "trunk_optimizer": torch.optim.Adam(groups, lr=run.learning_rate),
         "embedder_optimizer": torch.optim.Adam(

@@ -35,7 +35,7 @@ class Run:
         iterations: batches in all.
         iterations_per_epoch: batches between two validations, between which the best is chosen.
         learning_rate: Adam's, of the trunk without its prototypes.
-        prototypes_learning_rate: Adam's, of the prototypes, which at the rate of a pretrained trunk would stay
+        prototypes_learning_rate: Adam's, of the prototypes. At the rate of a pretrained trunk they would stay
             where they started.
         embedder_learning_rate: Adam's, of the linear layer.
         schedule: "cosine" (down to zero at the end) or "constant".
