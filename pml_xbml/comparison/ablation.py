@@ -96,11 +96,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each variant (default: 4)")
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="+",
+        default=range(len(VARIANTS)),
+        metavar="N",
+        help="numbers of the variants to train, as the table has them (default: all)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     options = parser.parse_args(arguments)
-    print("| | | validation MAP@R | against plain | 95% | seeds won |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| | | | validation MAP@R | against plain | 95% | seeds won |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    references = {_plain_partner(VARIANTS[number]).folder for number in options.only}
     scores: dict[str, list[float]] = {}
-    for variant in VARIANTS:
+    for number, variant in enumerate(VARIANTS):
+        if number not in options.only and variant.folder not in references:
+            continue
         results = run_all(
             variant.runs(options.seeds),
             options.out / variant.folder,
@@ -109,8 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make_loss=study_loss,
         )
         scores[variant.folder] = [100 * result.validation[PRIMARY_METRIC] for result in results]
-        reference = PLAIN_BATCH_OF_128 if variant.run == BATCH_OF_128 else PLAIN_VARIANT
-        print(_row(variant, scores[variant.folder], scores[reference.folder]), flush=True)
+        plain = scores[_plain_partner(variant).folder]
+        print(f"| {number} {_row(variant, scores[variant.folder], plain)}", flush=True)
+
+
+def _plain_partner(variant: Variant) -> Variant:
+    return PLAIN_BATCH_OF_128 if variant.run == BATCH_OF_128 else PLAIN_VARIANT
 
 
 def _row(variant: Variant, scores: list[float], plain: list[float]) -> str:
