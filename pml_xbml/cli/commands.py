@@ -78,6 +78,7 @@ def _where_to_look(compared: Comparison) -> str:
             f"differences        {compared.differences_path}",
             f"learning curves    {compared.curves_path}",
             f"logs and models    {compared.runs_folder}",
+            f"prototypes         {compared.runs_folder / '*' / 'pictures'}",
             "all curves         " + shlex.join(["tensorboard", "--logdir", str(compared.runs_folder)]),
         ]
     )
