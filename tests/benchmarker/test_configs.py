@@ -90,12 +90,16 @@ def built(names, tmp_path, fake_datasets):
 def train_one_iteration(parser):
     trainer = parser.trainer
     trainer.initialize_dataloader()
-    trainer.epoch, trainer.iteration = 1, 0
+    trainer.epoch = 1
     trainer.set_to_train()
     before = [parameter.detach().clone() for parameter in trainer.models["trunk"].parameters()]
-    trainer.forward_and_backward()
-    trainer.end_of_iteration_hook(trainer)
-    assert torch.isfinite(trainer.losses["total_loss"])
+    # A batch of 8 may happen to keep a triplet loss's margin, and then there is nothing to learn from it.
+    for trainer.iteration in range(5):
+        trainer.forward_and_backward()
+        trainer.end_of_iteration_hook(trainer)
+        assert torch.isfinite(trainer.losses["total_loss"])
+        if trainer.losses["total_loss"] > 0:
+            break
     after = list(trainer.models["trunk"].parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
