@@ -41,7 +41,7 @@ class Variant:
     pooling: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
-    def runs(self, num_seeds: int) -> list[Run]:
+    def runs(self, num_seeds: int, first_seed: int = 0) -> list[Run]:
         """One run a seed."""
         return [
             Run(
@@ -52,7 +52,7 @@ class Variant:
                 pooling_options=self.pooling,
                 **{"iterations": ITERATIONS, "iterations_per_epoch": ITERATIONS // 2, **self.run},
             )
-            for seed in range(num_seeds)
+            for seed in range(first_seed, first_seed + num_seeds)
         ]
 
     @property
@@ -97,6 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each variant (default: 4)")
     parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="where the seeds start, so that new ones judge what others picked (default: 0)",
+    )
+    parser.add_argument(
         "--only",
         type=int,
         nargs="+",
@@ -116,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if number not in options.only and variant.folder not in references:
             continue
         results = run_all(
-            variant.runs(options.seeds),
+            variant.runs(options.seeds, options.first_seed),
             options.out / variant.folder,
             options.jobs,
             evaluate_test=False,

@@ -39,3 +39,13 @@ def test_variants_are_chosen_by_number_and_bring_their_plain_partner(calls, tmp_
     last = len(ablation.VARIANTS) - 1
     ablation.main(["--seeds", "2", "--only", str(last), "--out", str(tmp_path)])
     assert calls == [ablation.PLAIN_BATCH_OF_128.folder, ablation.VARIANTS[last].folder]
+
+
+def test_seeds_start_where_they_are_told_to():
+    runs = ablation.PLAIN_VARIANT.runs(num_seeds=7, first_seed=3)
+    assert [run.seed for run in runs] == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_seeds_of_the_command_line_reach_the_runs(calls, capsys, tmp_path):
+    ablation.main(["--seeds", "1", "--first-seed", "2", "--only", "0", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[-1] == "| 0 | plain | training | 30.00 | | | |"
