@@ -37,7 +37,14 @@ def compare(options: argparse.Namespace) -> int:
     if options.num_prototypes is not None:
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
     settings = dataclasses.replace(_settings(options), **depending)
-    return _compare(settings, options, options.losses, options.cross_batch_weights, options.download)
+    return _compare(
+        settings,
+        options,
+        options.losses,
+        options.cross_batch_weights,
+        options.download,
+        evaluate_test=not options.validation_only,
+    )
 
 
 def look(options: argparse.Namespace) -> int:
@@ -61,11 +68,12 @@ def _compare(
     losses: Sequence[str],
     weights: Sequence[float],
     download: bool = False,
+    evaluate_test: bool = True,
 ) -> int:
     print(f"Logs, models and results go to {options.out}", flush=True)
     started = time.monotonic()
     compared = comparison.compare(
-        settings, losses, weights, options.seeds, options.out, options.jobs, download
+        settings, losses, weights, options.seeds, options.out, options.jobs, download, evaluate_test
     )
     print(f"\n{compared}\n\n{_where_to_look(compared)}\n\nDone in {time.monotonic() - started:.0f} seconds.")
     return 0

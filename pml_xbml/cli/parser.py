@@ -111,6 +111,12 @@ def _add_compare(subparsers: Any) -> None:
         help="pairs of runs for each loss and weight; fewer than 5 tell nothing (default: %(default)s)",
     )
     compared.add_argument(
+        "--validation-only",
+        action="store_true",
+        help="leave the test classes alone and report on the validation classes: to choose settings by, such "
+        "as the best of several weights",
+    )
+    compared.add_argument(
         "--num-prototypes",
         type=int,
         metavar="M",

@@ -7,8 +7,14 @@ from pml_xbml.comparison.engine import RESULT_FILE, RUN_FILE
 from pml_xbml.comparison.executor import run_all
 from pml_xbml.comparison.image_folder import check_images, open_image_folder
 from pml_xbml.comparison.plots import plot_differences, plot_learning_curves
-from pml_xbml.comparison.report import Pairing, conclude, format_table, pair_results, write_csv
-from pml_xbml.comparison.result import Result
+from pml_xbml.comparison.report import (
+    Pairing,
+    conclude,
+    format_table,
+    pair_results,
+    write_csv,
+)
+from pml_xbml.comparison.result import Result, Split
 from pml_xbml.comparison.run import DEFAULT_WEIGHT, PLAIN, XML, Run, check_same_run
 from pml_xbml.comparison.splits import NAMED_DATASETS, load_splits
 
@@ -21,11 +27,13 @@ class Comparison:
         folder: where everything is.
         results: of every run.
         pairings: for each loss and weight, the XML runs beside the plain ones.
+        split: the classes that it was measured on.
     """
 
     folder: Path
     results: Sequence[Result] = ()
     pairings: Sequence[Pairing] = ()
+    split: Split = "test"
 
     @property
     def runs_folder(self) -> Path:
@@ -49,7 +57,8 @@ class Comparison:
 
     def __str__(self) -> str:
         """The tables, and what follows from them."""
-        return "\n\n".join([*map(format_table, self.pairings), conclude(self.pairings)])
+        tables = [format_table(pairing, self.split) for pairing in self.pairings]
+        return "\n\n".join([*tables, conclude(self.pairings, self.split)])
 
 
 def plan_runs(settings: Run, losses: Sequence[str], weights: Sequence[float], num_seeds: int) -> list[Run]:
@@ -95,6 +104,7 @@ def compare(
     out: str | Path = "runs/compare",
     jobs: int = 1,
     download: bool = False,
+    evaluate_test: bool = True,
 ) -> Comparison:
     """Compare plain training with XML: same weights at the start, same batches, another loss.
 
@@ -108,6 +118,8 @@ def compare(
             are finished.
         jobs: how many runs to train at once.
         download: let PML download the data set first.
+        evaluate_test: measure on the test classes; without, on the validation classes alone, to choose
+            settings by.
 
     Returns:
         The comparison; its text is the tables and the conclusion.
@@ -119,17 +131,18 @@ def compare(
     if settings.dataset not in NAMED_DATASETS:
         check_images(open_image_folder(settings.dataset))
     load_splits(settings.dataset, settings.root, settings.train_classes, settings.image_size, download)
-    pending = Comparison(Path(out))
+    split: Split = "test" if evaluate_test else "validation"
+    pending = Comparison(Path(out), split=split)
     folders = [pending.runs_folder / run.name for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         check_same_run(run, folder / RUN_FILE)
     pending.folder.mkdir(parents=True, exist_ok=True)
     try:
-        results = run_all(runs, pending.runs_folder, jobs)
+        results = run_all(runs, pending.runs_folder, jobs, evaluate_test)
     finally:
         paths = [folder / RESULT_FILE for folder in folders]
         write_csv([Result.load(path) for path in paths if path.exists()], pending.results_path)
     compared = dataclasses.replace(pending, results=results, pairings=pair_results(results))
-    plot_differences(compared.pairings, compared.differences_path)
+    plot_differences(compared.pairings, compared.differences_path, split)
     plot_learning_curves(compared.results, compared.curves_path)
     return compared

@@ -37,12 +37,17 @@ PICTURE_FOLDER = "pictures"
 
 EVALUATION_BATCH_SIZE = 128
 
-#: Makes the loss of an XML run from the run, the loss by itself, and the wrapped trunk.
-MakeLoss = Callable[[Run, losses.BaseMetricLossFunction, PrototypePoolingTrunk], torch.nn.Module]
+#: Makes the loss of an XML run from the run, the loss by itself, the wrapped trunk and the embedder.
+MakeLoss = Callable[
+    [Run, losses.BaseMetricLossFunction, PrototypePoolingTrunk, torch.nn.Module], torch.nn.Module
+]
 
 
 def cross_batch_loss(
-    run: Run, loss: losses.BaseMetricLossFunction, trunk: PrototypePoolingTrunk
+    run: Run,
+    loss: losses.BaseMetricLossFunction,
+    trunk: PrototypePoolingTrunk,
+    embedder: torch.nn.Module,
 ) -> CrossBatchPrototypeLoss:
     """The XML loss of a run, as its settings have it."""
     options = {"cross_batch_weight": run.cross_batch_weight, "collect_stats": True, **run.loss_options}
@@ -247,7 +252,7 @@ def _build_trainable(
         if run.prototype_images:
             chosen = np.random.default_rng(run.seed).permutation(len(train))[: run.prototype_images]
             cover_radius = trunk.init_prototypes(torch.stack([train[index][0] for index in chosen]))
-        loss = make_loss(run, loss, trunk)
+        loss = make_loss(run, loss, trunk, embedder)
     return {"trunk": trunk, "embedder": embedder}, loss.to(device), cover_radius
 
 

@@ -8,30 +8,28 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pml_xbml.comparison.report import Pairing
-from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result
+from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result, Split
 from pml_xbml.comparison.run import PLAIN
 
 PLAIN_COLOUR = "#555555"
 XML_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def plot_differences(pairings: Sequence[Pairing], path: Path) -> None:
-    """Plot the paired differences on the test classes: a dot a seed, the mean, and its 95% interval.
+def plot_differences(pairings: Sequence[Pairing], path: Path, split: Split = "test") -> None:
+    """Plot the paired differences: a dot a seed, the mean, and its 95% interval.
 
     Args:
         pairings: what to plot, one line each.
         path: the PNG file to write.
+        split: the classes that the picture is of.
     """
     figure = Figure(figsize=(11, 1.9 + 0.45 * len(pairings)), layout="constrained")
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for panel, (metric, name) in zip(panels, METRICS.items(), strict=True):
         panel.axvline(0, color="black", linewidth=0.8)
         for line, pairing in enumerate(pairings):
-            before, after = (
-                np.array([100 * _test_of(result)[metric] for result in side])
-                for side in (pairing.plain, pairing.xml)
-            )
-            compared = pairing.compare(metric)
+            before, after = np.array(pairing.scores(metric, split))
+            compared = pairing.compare(metric, split)
             panel.plot(
                 after - before, np.full(len(after), line), "o", color=XML_COLOURS[0], alpha=0.4, markersize=5
             )
@@ -46,7 +44,9 @@ def plot_differences(pairings: Sequence[Pairing], path: Path) -> None:
         [f"{pairing.loss}, weight {pairing.cross_batch_weight:g}" for pairing in pairings],
     )
     panels[0].set_ylim(len(pairings) - 0.5, -0.5)
-    figure.suptitle("Test classes: a dot a seed, mean with 95% paired t-interval", fontsize="medium")
+    figure.suptitle(
+        f"{split.capitalize()} classes: a dot a seed, mean with 95% paired t-interval", fontsize="medium"
+    )
     figure.savefig(path, dpi=120)
 
 
@@ -85,9 +85,3 @@ def _plot_runs(panel: Any, results: Sequence[Result], colour: str) -> None:
     label = "plain" if run.variant == PLAIN else f"XML, weight {run.cross_batch_weight:g}"
     panel.plot(iterations, curves.T, color=colour, linewidth=0.8, alpha=0.4)
     panel.plot(iterations, curves.mean(axis=0), color=colour, linewidth=2, label=label)
-
-
-def _test_of(result: Result) -> dict[str, float]:
-    if result.test is None:
-        raise ValueError(f"the run {result.run.name} was not measured on the test classes")
-    return result.test

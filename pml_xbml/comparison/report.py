@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result
+from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result, Split
 from pml_xbml.comparison.run import PLAIN
 from pml_xbml.comparison.statistics import SEEDS_FOR_A_VERDICT, PairedDifference, compare_pairs
 from pml_xbml.monitoring.atomic_file import atomic_file
@@ -29,11 +29,14 @@ class Pairing:
     plain: Sequence[Result]
     xml: Sequence[Result]
 
-    def compare(self, metric: str, split: str = "test") -> PairedDifference:
-        """Compare one metric, in percent, on "test" or "validation" classes."""
-        return compare_pairs(
-            *([100 * getattr(result, split)[metric] for result in side] for side in (self.plain, self.xml))
-        )
+    def compare(self, metric: str, split: Split = "test") -> PairedDifference:
+        """Compare one metric, in percent."""
+        return compare_pairs(*self.scores(metric, split))
+
+    def scores(self, metric: str, split: Split = "test") -> tuple[list[float], list[float]]:
+        """One metric of the plain and of the XML runs, in percent, seed by seed."""
+        plain, xml = ([100 * result.on(split)[metric] for result in side] for side in (self.plain, self.xml))
+        return plain, xml
 
 
 def pair_results(results: Iterable[Result]) -> list[Pairing]:
@@ -65,23 +68,25 @@ def pair_results(results: Iterable[Result]) -> list[Pairing]:
     return pairings
 
 
-def format_table(pairing: Pairing) -> str:
-    """The table of one pairing, on the test classes, in percent.
+def format_table(pairing: Pairing, split: Split = "test") -> str:
+    """The table of one pairing, in percent.
 
     Args:
         pairing: plain and XML runs.
+        split: the classes that the table is of.
 
     Returns:
         Lines of text.
     """
     seeds = len(pairing.xml)
+    classes = "classes never seen in training" if split == "test" else "the validation classes"
     lines = [
         f"{pairing.loss}, weight {pairing.cross_batch_weight:g}: "
-        f"mean of {seeds} seed(s) on classes never seen in training, in percent",
+        f"mean of {seeds} seed(s) on {classes}, in percent",
         f"{'':<12}{'plain':>8}{'XML':>8}{'difference':>12}{'95% interval':>18}{'p':>8}{'seeds won':>12}",
     ]
     for metric, name in METRICS.items():
-        compared = pairing.compare(metric)
+        compared = pairing.compare(metric, split)
         interval = f"[{compared.low:+.2f}, {compared.high:+.2f}]" if seeds > 1 else "–"
         p_value = f"{compared.p_value:.3f}" if seeds > 1 else "–"
         lines.append(
@@ -91,14 +96,15 @@ def format_table(pairing: Pairing) -> str:
     return "\n".join(lines)
 
 
-def conclude(pairings: Sequence[Pairing]) -> str:
-    """Say in words what a user can do with the comparison, by MAP@R on the test classes.
+def conclude(pairings: Sequence[Pairing], split: Split = "test") -> str:
+    """Say in words what a user can do with the comparison, by MAP@R.
 
     Of several weights of a loss the one with the best validation MAP@R speaks, so that the test classes
     choose nothing.
 
     Args:
         pairings: those of one comparison.
+        split: the classes that the sentences are of.
 
     Returns:
         A sentence for each loss.
@@ -109,6 +115,9 @@ def conclude(pairings: Sequence[Pairing]) -> str:
             (pairing for pairing in pairings if pairing.loss == loss),
             key=lambda pairing: pairing.compare(PRIMARY_METRIC, "validation").xml,
         )
+        if split == "validation":
+            sentences.append(_recommend(chosen))
+            continue
         compared = chosen.compare(PRIMARY_METRIC)
         xml = f"{loss}: XML with weight {chosen.cross_batch_weight:g}"
         measured = f"MAP@R on unseen classes changes by {compared.difference:+.2f} points"
@@ -127,6 +136,16 @@ def conclude(pairings: Sequence[Pairing]) -> str:
         else:
             sentences.append(f"{xml} cannot be told from noise with {compared.seeds} seeds: {interval}.")
     return "\n".join(sentences)
+
+
+def _recommend(pairing: Pairing) -> str:
+    compared = pairing.compare(PRIMARY_METRIC, "validation")
+    return (
+        f"{pairing.loss}: weight {pairing.cross_batch_weight:g} has the best validation MAP@R of XML, "
+        f"{compared.difference:+.2f} points from plain. The validation classes have chosen the epochs, and "
+        "the weight if there were several, so measure that weight with another --seed, without "
+        "--validation-only."
+    )
 
 
 def write_csv(results: Iterable[Result], path: Path) -> None:

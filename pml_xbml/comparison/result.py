@@ -2,6 +2,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pml_xbml.comparison.run import Run
 from pml_xbml.monitoring.atomic_file import atomic_file
@@ -14,6 +15,9 @@ METRICS = {
 }
 #: Chooses the best epoch, and decides whether XML helps.
 PRIMARY_METRIC = "mean_average_precision_at_r"
+
+#: The classes that a run can be measured on; both are unseen, but the validation classes choose its epoch.
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ class Result:
     history: dict[str, list[float]]
     cover_radius: float | None
     seconds: float
+
+    def on(self, split: Split) -> dict[str, float]:
+        """Each metric on the classes of a split.
+
+        Raises:
+            ValueError: if the run was told to leave them alone.
+        """
+        accuracies = self.validation if split == "validation" else self.test
+        if accuracies is None:
+            raise ValueError(f"the run {self.run.name} was not measured on the test classes")
+        return accuracies
 
     def save(self, path: Path) -> None:
         """Write the result down, whole or not at all."""

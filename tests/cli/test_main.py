@@ -43,7 +43,7 @@ def settings_of(monkeypatch):
         given = {}
 
         def compare(*arguments):
-            names = ("settings", "losses", "weights", "num_seeds", "out", "jobs", "download")
+            names = ("settings", "losses", "weights", "num_seeds", "out", "jobs", "download", "evaluate_test")
             given.update(zip(names, arguments, strict=True))
             raise Asked
 
@@ -123,7 +123,8 @@ def test_compare_options_become_settings(settings_of):
         "compare --dataset cub --root /data --download --train-classes 40 --image-size 64 --workers 3 "
         "--loss triplet proxy_nca --weight 0.1 0.3 --seeds 7 --num-prototypes 32 --trunk resnet18 --weights "
         "--embedding-size 16 --batch-size 64 --samples-per-class 2 --embedder-learning-rate 0.01 "
-        "--schedule constant --out /out --seed 3 --iterations 500 --iterations-per-epoch 50 --jobs 4"
+        "--schedule constant --out /out --seed 3 --iterations 500 --iterations-per-epoch 50 --jobs 4 "
+        "--validation-only"
     )
     asked = settings_of(*line.split())
     assert asked.pop("settings") == Run(
@@ -152,10 +153,12 @@ def test_compare_options_become_settings(settings_of):
         "out": "/out",
         "jobs": 4,
         "download": True,
+        "evaluate_test": False,
     }
 
 
 def test_defaults_that_depend_on_other_options(settings_of):
+    assert settings_of("compare")["evaluate_test"]
     assert settings_of("compare")["settings"] == Run(train_classes=64)
     assert settings_of("compare", "--dataset", "cub")["settings"].train_classes is None
     assert (

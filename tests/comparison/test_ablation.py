@@ -20,6 +20,7 @@ def calls(monkeypatch):
         return [SimpleNamespace(validation={PRIMARY_METRIC: 0.5 - 0.1 * run.seed + gain}) for run in runs]
 
     monkeypatch.setattr(ablation, "run_all", run_all)
+    monkeypatch.setattr(ablation, "load_splits", lambda *arguments, **options: None)
     return calls
 
 

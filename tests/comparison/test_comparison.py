@@ -87,6 +87,18 @@ def test_more_seeds_are_added_to_what_is_there(tiny_run, unbroken, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in earlier} == earlier
 
 
+def test_validation_only_leaves_the_test_classes_alone_until_they_are_asked_for(tiny_run, unbroken, tmp_path):
+    arguments = {"weights": [0.1, 0.5], "num_seeds": 2, "out": tmp_path}
+    chosen = compare(tiny_run, **arguments, evaluate_test=False)
+    assert "test" not in chosen.results_path.read_text().splitlines()[0]
+    assert "on the validation classes" in str(chosen)
+    assert chosen.differences_path.stat().st_size > 5000
+    # Nothing is trained again for what the same runs give on the test classes.
+    measured = compare(tiny_run, **arguments)
+    assert measured.results_path.read_bytes() == unbroken.results_path.read_bytes()
+    assert str(measured) == str(unbroken)
+
+
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_written(tiny_run, unbroken):
     before = unbroken.results_path.read_bytes()
     with pytest.raises(ValueError, match=r"holds a run with other settings: embedding_size=8 \(now 4\)"):

@@ -152,7 +152,7 @@ def test_prototypes_start_from_training_images(tiny_xml_run, tmp_path):
 def test_options_reach_loss_and_pooling(tiny_xml_run, tmp_path):
     seen = []
 
-    def make_loss(run, loss, trunk):
+    def make_loss(run, loss, trunk, embedder):
         made = CrossBatchPrototypeLoss(loss, pooling=trunk, cross_batch_weight=0.25, **run.loss_options)
         seen.append((made, trunk))
         return made
@@ -266,7 +266,7 @@ def test_load_run_before_the_first_validation(tiny_run, tmp_path):
 def test_prototypes_have_a_learning_rate_of_their_own(tiny_xml_run, tmp_path, rate):
     starts, trunks = [], []
 
-    def spying_loss(run, loss, trunk):
+    def spying_loss(run, loss, trunk, embedder):
         starts.append(trunk.prototypes.detach().clone())
         trunks.append(trunk)
         return CrossBatchPrototypeLoss(loss, trunk, cross_batch_weight=run.cross_batch_weight)

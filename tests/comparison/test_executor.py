@@ -17,11 +17,11 @@ def without_seconds(results):
     return [dataclasses.replace(result, seconds=0) for result in results]
 
 
-def failing_loss(run, loss, trunk):
+def failing_loss(run, loss, trunk, embedder):
     raise ValueError(f"no loss for seed {run.seed}")
 
 
-def dying_loss(run, loss, trunk):
+def dying_loss(run, loss, trunk, embedder):
     os._exit(1)
 
 

@@ -99,6 +99,26 @@ def test_conclusion_has_a_sentence_a_loss():
     ]
 
 
+def test_on_validation_classes_the_best_weight_is_recommended_and_nothing_is_decided():
+    given = [result(seed, None, validation=0.5) for seed in range(5)]
+    for weight, by in ((0.1, 0.02), (0.3, 0.04), (0.5, 0.03)):
+        given += [result(seed, None, weight=weight, validation=0.5 + by) for seed in range(5)]
+    pairings = pair_results(given)
+    first, *_, last = format_table(pairings[1], "validation").splitlines()
+    assert first.endswith("mean of 5 seed(s) on the validation classes, in percent")
+    assert last.split()[:4] == ["MAP@R", "50.00", "54.00", "+4.00"]
+    sentence = conclude(pairings, "validation")
+    assert sentence.startswith("contrastive: weight 0.3 has the best validation MAP@R of XML, +4.00 points")
+    assert "without --validation-only" in sentence
+    assert "helps" not in sentence
+
+
+def test_test_classes_that_were_left_alone_are_not_reported():
+    pairings = pair_results([result(0, None), result(0, None, weight=0.1)])
+    with pytest.raises(ValueError, match="contrastive_plain_seed-0 was not measured on the test classes"):
+        format_table(pairings[0])
+
+
 def test_csv(tmp_path):
     given = [
         result(0, 1 / 3),

@@ -3,6 +3,7 @@ import torch
 from pytorch_metric_learning import losses as pml_losses
 
 from pml_xbml.comparison import ablation
+from pml_xbml.comparison.ablation import BASE_WEIGHT
 from pml_xbml.comparison.study_loss import StudyLoss, study_loss
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.trunks import PrototypePoolingTrunk
@@ -21,7 +22,7 @@ def test_with_the_first_choices_it_is_the_loss_of_the_package(trunk):
         loss(trunk(images), LABELS)
         for loss in (
             CrossBatchPrototypeLoss(pml_losses.ContrastiveLoss(), trunk),
-            StudyLoss(pml_losses.ContrastiveLoss(), trunk, 0.1, 4, 6, 10),
+            StudyLoss(pml_losses.ContrastiveLoss(), trunk, torch.nn.Identity(), 0.1, 4, 6, 10),
         )
     ]
     torch.testing.assert_close(*values)
@@ -38,18 +39,19 @@ LOSS_VARIANTS = [
 def test_every_formulation_of_the_ablation_steps_in_a_direction_of_its_own(variant, trunk):
     (run,) = variant.runs(1)
     contrastive = pml_losses.ContrastiveLoss()
+    torch.manual_seed(1)
+    embedder = torch.nn.Linear(6, run.embedding_size)
     formulations = (
-        study_loss(run, contrastive, trunk),
-        StudyLoss(contrastive, trunk, 0.1, 4, run.embedding_size, run.iterations),
+        study_loss(run, contrastive, trunk, embedder),
+        StudyLoss(contrastive, trunk, embedder, BASE_WEIGHT, 4, run.embedding_size, run.iterations),
     )
     gradients = []
     for formulation in formulations:
         torch.manual_seed(0)
         for _ in range(2):  # the running prior starts with the second batch
             images = torch.randn(16, 3, 4, 4, requires_grad=True)
-            embeddings = torch.nn.functional.pad(trunk(images), (0, run.embedding_size - 6))
-            value = formulation(embeddings, LABELS)
+            value = formulation(embedder(trunk(images)), LABELS)
         gradients.append(torch.autograd.grad(value, images)[0])
     assert gradients[0].isfinite().all()
-    is_default = variant.weight == 0.1 and not variant.loss
+    is_default = variant.weight == BASE_WEIGHT and not variant.loss
     assert torch.allclose(*gradients, rtol=1e-4) == is_default
