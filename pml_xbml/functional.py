@@ -357,7 +357,7 @@ class _RidgeFit(torch.autograd.Function):
         return *_fit_gradient(gradient, histograms, *fit), None
 
 
-class _CrossBatchExpression(torch.autograd.Function):
+class _ExpressionByPrototypes(torch.autograd.Function):
     """Ŷ_k = Z_k A_l for the two halves k ≠ l, with ∂A_l = Z_kᵀ ∂Ŷ_k, and ∂Ŷ_k A_lᵀ added to ∂Z_k."""
 
     @staticmethod
@@ -376,6 +376,37 @@ class _CrossBatchExpression(torch.autograd.Function):
         fitted_gradient = torch.bmm(histograms.mT, precise).flip(0)
         histograms_gradient, embeddings_gradient = _fit_gradient(fitted_gradient, histograms, *fit)
         histograms_gradient.baddbmm_(precise, fitted_to_other.mT)
+        return histograms_gradient.to(gradient.dtype), embeddings_gradient.to(gradient.dtype), None
+
+
+class _ExpressionByKernel(torch.autograd.Function):
+    """Ŷ_k = M_l Y_l with M_l = S_l K_l⁻¹, S_l = Z_k Z_lᵀ and K_l = Z_l Z_lᵀ + εI: the dual form without A.
+
+    For N ≤ m: all but the first and the last products are of N×N matrices.
+
+        ∂Y_l = M_lᵀ ∂Ŷ_k,     ∂S_l = F_l = (∂Ŷ_k Y_lᵀ) K_l⁻¹,     ∂K_l = −M_lᵀ F_l
+    """
+
+    @staticmethod
+    def forward(ctx: Any, histograms: Tensor, embeddings: Tensor, ridge: float) -> Tensor:
+        histograms, targets = histograms.double(), embeddings.double()
+        factor = _inverse_factor(torch.bmm(histograms, histograms.mT), ridge)
+        between = histograms[1] @ histograms[0].T
+        weights = _solve_transposed(factor, torch.stack([between, between.T]))
+        ctx.save_for_backward(histograms, targets, factor, weights)
+        return torch.bmm(weights, targets).flip(0).to(embeddings.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        histograms, targets, factor, weights = ctx.saved_tensors
+        precise = gradient.double().flip(0)
+        embeddings_gradient = torch.bmm(weights.mT, precise)
+        solved = _solve_transposed(factor, torch.bmm(precise, targets.mT))
+        within = torch.bmm(weights.mT, solved)
+        between = solved[0].T + solved[1]
+        histograms_gradient = torch.bmm(torch.stack([between, between.T]), histograms.flip(0))
+        histograms_gradient.baddbmm_(within + within.mT, histograms, alpha=-1)
         return histograms_gradient.to(gradient.dtype), embeddings_gradient.to(gradient.dtype), None
 
 
@@ -428,6 +459,10 @@ def _solve(inverse_factor: Tensor, right: Tensor) -> Tensor:
     # Half the time of cholesky_solve. Multiplying by the inverse itself, WᵀW, would be faster still, but its
     # rounding is not that of a solve: gradients were off by 20% for duplicated histograms and ε = 1e-6.
     return torch.bmm(inverse_factor.mT, torch.bmm(inverse_factor, right))
+
+
+def _solve_transposed(inverse_factor: Tensor, left: Tensor) -> Tensor:
+    return torch.bmm(torch.bmm(left, inverse_factor.mT), inverse_factor)
 
 
 def recursive_ridge_fit(
@@ -491,11 +526,19 @@ def cross_batch_expression(
     halves, targets = histograms.to(dtype), embeddings.to(dtype)
     if first_half is None:
         halves, targets = halves.unflatten(0, (2, -1)), targets.unflatten(0, (2, -1))
-        return _CrossBatchExpression.apply(halves, targets, ridge).flatten(0, 1).to(embeddings.dtype)
+        return _express_halves(halves, targets, ridge).flatten(0, 1).to(embeddings.dtype)
     # A row of zeros adds nothing to a ridge fit, so masking needs no data-dependent shape.
     halves = halves * torch.stack([first_half, ~first_half]).unsqueeze(-1)
-    expressed = _CrossBatchExpression.apply(halves, targets.expand(2, -1, -1), ridge)
+    expressed = _express_halves(halves, targets.expand(2, -1, -1), ridge)
     return expressed.sum(0).to(embeddings.dtype)
+
+
+def _express_halves(halves: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Ŷ (2, N, D) of histograms (2, N, m) and embeddings (2, N, D), by the smaller system."""
+    by_kernel = halves.shape[1] <= halves.shape[2]
+    expression = _ExpressionByKernel if by_kernel else _ExpressionByPrototypes
+    expressed: Tensor = expression.apply(halves, targets, ridge)
+    return expressed
 
 
 def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pml_xbml.comparison.executor import run_all
+from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.result import PRIMARY_METRIC
 from pml_xbml.comparison.run import PLAIN, XML, Run
 from pml_xbml.comparison.splits import load_splits
@@ -45,10 +46,11 @@ class Variant:
     pooling: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
-    def runs(self, num_seeds: int, first_seed: int = 0) -> list[Run]:
+    def runs(self, num_seeds: int, first_seed: int = 0, loss: str = Run.loss) -> list[Run]:
         """One run a seed."""
         return [
             Run(
+                loss=loss,
                 variant=PLAIN if self.weight is None else XML,
                 cross_batch_weight=self.weight,
                 seed=seed,
@@ -93,6 +95,12 @@ VARIANTS: Sequence[Variant] = (
     Variant("λ = 0.3,", "balanced by gradients", loss={"schedule": "balanced"}),
     PLAIN_BATCH_OF_128,
     Variant("halves of", "64 samples", run=BATCH_OF_128),
+    *_weights("centred, (1 − λ)ℓ(Y) + λℓ(Ŷ), λ =", histograms="centred"),
+    *_weights("centred, ℓ(Y) + λℓ(Ŷ), λ =", histograms="centred", total="additive"),
+    *(
+        Variant("centred, ridge ε =", f"{ridge:g}", loss={"histograms": "centred", "ridge": ridge})
+        for ridge in (0.005, 0.5, 5)
+    ),
 )
 
 
@@ -116,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="numbers of the variants to train, as the table has them (default: all)",
     )
+    parser.add_argument("--loss", choices=list(LOSSES), default=Run.loss, help="ℓ (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     options = parser.parse_args(arguments)
     print(
@@ -129,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if number not in options.only and variant.folder not in references:
             continue
         results = run_all(
-            variant.runs(options.seeds, options.first_seed),
+            variant.runs(options.seeds, options.first_seed, options.loss),
             options.out / variant.folder,
             options.jobs,
             evaluate_test=False,

@@ -37,9 +37,18 @@ def test_variants_are_chosen_by_number_and_bring_their_plain_partner(calls, tmp_
     ablation.main(["--seeds", "2", "--only", "2", "--out", str(tmp_path)])
     assert calls == [ablation.PLAIN_VARIANT.folder, ablation.VARIANTS[2].folder]
     calls.clear()
-    last = len(ablation.VARIANTS) - 1
-    ablation.main(["--seeds", "2", "--only", str(last), "--out", str(tmp_path)])
-    assert calls == [ablation.PLAIN_BATCH_OF_128.folder, ablation.VARIANTS[last].folder]
+    [large] = [
+        number
+        for number, variant in enumerate(ablation.VARIANTS)
+        if variant.run == ablation.BATCH_OF_128 and variant is not ablation.PLAIN_BATCH_OF_128
+    ]
+    ablation.main(["--seeds", "2", "--only", str(large), "--out", str(tmp_path)])
+    assert calls == [ablation.PLAIN_BATCH_OF_128.folder, ablation.VARIANTS[large].folder]
+
+
+def test_the_loss_is_that_of_every_run():
+    for variant in ablation.VARIANTS:
+        assert [run.loss for run in variant.runs(2, loss="triplet")] == ["triplet", "triplet"]
 
 
 def test_seeds_start_where_they_are_told_to():
