@@ -35,6 +35,9 @@ SIMILARITIES = ("cosine", "dot")
 # sends a gradient of 1 / bound through it; a feature map that a ReLU has silenced would explode the step.
 _SHORTEST_DIRECTED_NORM = 1e-12
 
+# What is read several times is read in blocks of this size on a CPU, so that it comes from memory once.
+_CACHED_BYTES = 2**20
+
 
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Divides vectors by their Euclidean norm; a zero vector stays zero, and so does its gradient.
@@ -69,13 +72,18 @@ class _UnitVectors(torch.autograd.Function):
 
 def _inverse_norm(vectors: Tensor) -> Tensor:
     if vectors.stride(-1) == 1 or not vectors.is_cpu:
-        norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    else:
-        # vector_norm takes ten times as long over a strided dimension. Chunks keep the squares in the cache.
-        parts = (_at_least_float32(part).square().sum(-1, keepdim=True) for part in vectors.chunk(8))
-        # The slope of a root at zero is infinite, so the root is of something, however small.
-        squares = torch.cat(list(parts)).clamp(min=torch.finfo(torch.float32).tiny)
-        norm = squares.sqrt().to(vectors.dtype)
+        return _inverse(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))
+    # vector_norm takes ten times as long over a strided dimension.
+    precise = _at_least_float32(vectors)
+    return _inverse(_root(torch.linalg.vecdot(precise, precise).unsqueeze(-1)).to(vectors.dtype))
+
+
+def _root(squares: Tensor) -> Tensor:
+    # The slope of a root at zero is infinite, so the root is of something, however small.
+    return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+
+
+def _inverse(norm: Tensor) -> Tensor:
     has_direction = norm > _SHORTEST_DIRECTED_NORM
     return torch.where(has_direction, norm, 1.0).reciprocal() * has_direction
 
@@ -218,13 +226,15 @@ class _AverageAndHistograms(torch.autograd.Function):
         ctx.backpropagated = False
         with torch.autocast(features.device.type, enabled=False):
             if similarity == "cosine":
-                inverse_norm = _inverse_norm(features)
-                similarities = _products(features, unit_vectors(prototypes)) * inverse_norm
+                inverse_length = _inverse_norm(prototypes)
+                directions = prototypes * inverse_length
+                similarities, inverse_norm = _products_and_inverse_norm(features, directions)
+                similarities *= inverse_norm
             else:
-                inverse_norm = None
+                directions, inverse_length, inverse_norm = prototypes, None, None
                 similarities = _similarities(features, prototypes, similarity)
             assigned = _softmax_over_prototypes(similarities, temperature)
-        ctx.save_for_backward(features, prototypes, similarities, assigned, inverse_norm)
+        ctx.save_for_backward(features, directions, inverse_length, similarities, assigned, inverse_norm)
         # A view, which would save the copy, could not be changed in place, by an nn.ReLU(inplace=True) say.
         return average.clone(), assigned.mean(dim=1)
 
@@ -234,67 +244,110 @@ class _AverageAndHistograms(torch.autograd.Function):
         ctx: Any, average_gradient: Tensor | None, histogram_gradient: Tensor | None
     ) -> tuple[Tensor | None, None, Tensor, None, None]:
         ctx.backpropagated = True
-        features, prototypes, similarities, assigned, inverse_norm = ctx.saved_tensors
+        features, directions, inverse_length, similarities, assigned, inverse_norm = ctx.saved_tensors
         num_positions = features.shape[1]
         spread = None
         if average_gradient is not None:
             spread = (average_gradient / num_positions).unsqueeze(1).expand_as(features)
         if histogram_gradient is None:
-            return spread, None, torch.zeros_like(prototypes), None, None
+            return spread, None, torch.zeros_like(directions), None, None
 
-        assigned_gradient = (histogram_gradient / num_positions).unsqueeze(1)
+        assigned_gradient = (histogram_gradient / (num_positions * ctx.temperature)).unsqueeze(1)
         expected = torch.matmul(assigned, assigned_gradient.transpose(1, 2))
-        gradient = (assigned * (assigned_gradient - expected) / ctx.temperature).to(features.dtype)
-
-        directions = prototypes.to(features.dtype)
+        gradient = (assigned * (assigned_gradient - expected)).to(features.dtype)
         radial = None
         if inverse_norm is not None:
             radial = (gradient * similarities).sum(-1, keepdim=True) * inverse_norm.square()
             gradient = gradient * inverse_norm
-            directions = unit_vectors(directions)
 
-        features_gradient = None
-        if ctx.needs_input_grad[0]:
-            features_gradient = _features_gradient(features, gradient, directions, radial, spread)
-        directions_gradient = _summed_outer_products(gradient, features).to(prototypes.dtype)
-        if inverse_norm is None:
-            return features_gradient, None, directions_gradient, None, None
-        unit_prototypes = unit_vectors(prototypes)
-        tangential = (
-            directions_gradient
-            - (directions_gradient * unit_prototypes).sum(-1, keepdim=True) * unit_prototypes
+        features_gradient, directions_gradient = _gradients_of_products(
+            features, gradient, directions.to(features.dtype), radial, spread, ctx.needs_input_grad[0]
         )
-        return features_gradient, None, tangential * _inverse_norm(prototypes), None, None
+        directions_gradient = directions_gradient.to(directions.dtype)
+        if inverse_length is None:
+            return features_gradient, None, directions_gradient, None, None
+        along = (directions_gradient * directions).sum(-1, keepdim=True)
+        prototypes_gradient = torch.addcmul(directions_gradient, along, directions, value=-1) * inverse_length
+        return features_gradient, None, prototypes_gradient, None, None
 
 
-def _features_gradient(
-    features: Tensor, gradient: Tensor, directions: Tensor, radial: Tensor | None, spread: Tensor | None
-) -> Tensor:
-    """Σ_i g_ij ν̂_i − radial_j x_j + spread_j in the memory layout of the features, (B, n, C)."""
-    is_feature_map = features.stride(-1) != 1
-    if is_feature_map:
-        features = features.transpose(1, 2)
-        radial = None if radial is None else radial.transpose(1, 2)
-        spread = None if spread is None else spread.transpose(1, 2)
-        # MKL takes twice as long for directions that are a transposed view.
-        left, right = directions.T.contiguous().expand(len(features), -1, -1), gradient.transpose(1, 2)
-    else:
-        left, right = gradient, directions.expand(len(features), -1, -1)
-    base = torch.zeros_like(features) if spread is None else spread
+def _products_and_inverse_norm(features: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """ν̂_i·x_j, (B, n, m), and 1/‖x_j‖, (B, n, 1)."""
+    size = _block_size(features)
+    if size >= len(features):
+        return _products(features, directions), _inverse_norm(features)
+    directions = directions.to(features.dtype)
+    feature_maps = features.transpose(1, 2)
+    products = features.new_empty(len(features), len(directions), features.shape[1])
+    squared_norms = _at_least_float32(feature_maps[:, :1]).clone()
+    # One buffer for all blocks: to allocate one for each costs more than the arithmetic.
+    buffer = _at_least_float32(feature_maps[:size]).clone()
+    for block, block_products, block_squared_norms in zip(
+        feature_maps.split(size), products.split(size), squared_norms.split(size), strict=True
+    ):
+        squares = torch.square(_at_least_float32(block), out=buffer[: len(block)])
+        torch.sum(squares, 1, keepdim=True, out=block_squared_norms)
+        torch.bmm(directions.expand(len(block), -1, -1), block, out=block_products)
+    inverse_norm = _inverse(_root(squared_norms).to(features.dtype))
+    return products.transpose(1, 2), inverse_norm.transpose(1, 2)
+
+
+def _gradients_of_products(
+    features: Tensor,
+    gradient: Tensor,
+    directions: Tensor,
+    radial: Tensor | None,
+    spread: Tensor | None,
+    wants_features: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Σ_i g_ij ν̂_i − radial_j x_j + spread_j, (B, n, C) as the features lie in memory, or None if it is not
+    wanted; and Σ_bj g_bj x_bjᵀ, (m, C).
+    """
+    features_gradient = torch.empty_like(features) if wants_features else None
+    directions_gradient = features.new_zeros(gradient.shape[-1], features.shape[-1])
+    if features.stride(-1) == 1:
+        if features_gradient is not None:
+            right = directions.expand(len(features), -1, -1)
+            _add_products(features_gradient, gradient, right, features, radial, spread)
+        directions_gradient.addmm_(gradient.flatten(0, 1).T, features.flatten(0, 1))
+        return features_gradient, directions_gradient
+    size = _block_size(features)
+    # MKL takes twice as long for directions that are a transposed view.
+    left = directions.T.contiguous()
+    for start in range(0, len(features), size):
+        block = slice(start, start + size)
+        block_gradient = gradient[block].transpose(1, 2)
+        if features_gradient is not None:
+            _add_products(
+                features_gradient[block].transpose(1, 2),
+                left.expand(len(block_gradient), -1, -1),
+                block_gradient,
+                features[block].transpose(1, 2),
+                None if radial is None else radial[block].transpose(1, 2),
+                None if spread is None else spread[block].transpose(1, 2),
+            )
+        directions_gradient.addbmm_(block_gradient, features[block])
+    return features_gradient, directions_gradient
+
+
+def _add_products(
+    out: Tensor, left: Tensor, right: Tensor, features: Tensor, radial: Tensor | None, spread: Tensor | None
+) -> None:
+    """out = left @ right − radial · features + spread; what is None is left out."""
+    base = features.new_zeros(()).expand_as(features) if spread is None else spread
     if radial is None:
-        result = torch.baddbmm(base, left, right)
+        out.copy_(base)
     else:
-        # One buffer of the features' size: allocating a second costs more than the arithmetic.
-        result = torch.addcmul(base, features, radial, value=-1).baddbmm_(left, right)
-    return result.transpose(1, 2) if is_feature_map else result
+        torch.addcmul(base, features, radial, value=-1, out=out)
+    out.baddbmm_(left, right)
 
 
-def _summed_outer_products(gradient: Tensor, features: Tensor) -> Tensor:
-    """Σ_bj g_bj x_bjᵀ, (m, C), of (B, n, m) and (B, n, C)."""
-    if features.is_contiguous():
-        return gradient.reshape(-1, gradient.shape[-1]).T @ features.reshape(-1, features.shape[-1])
-    zeros = features.new_zeros(gradient.shape[-1], features.shape[-1])
-    return torch.addbmm(zeros, gradient.transpose(1, 2), features)
+def _block_size(features: Tensor) -> int:
+    """Of how many feature maps are worked on at a time: on a CPU as many as its cache holds, else of all."""
+    if features.stride(-1) == 1 or not features.is_cpu or torch.compiler.is_compiling():
+        return max(1, len(features))
+    bytes_of_a_map = features[:1].numel() * features.element_size()
+    return max(1, _CACHED_BYTES // max(1, bytes_of_a_map))
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

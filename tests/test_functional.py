@@ -110,8 +110,11 @@ class TestHistograms:
 
 class TestAverageAndHistograms:
     @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-    @pytest.mark.parametrize("as_map", [True, False])
-    def test_equals_the_unfused_formulas_with_their_gradients(self, similarity, as_map):
+    @pytest.mark.parametrize(("as_map", "maps_in_the_cache"), [(True, 1), (True, 2), (True, 3), (False, 1)])
+    def test_equals_the_unfused_formulas_with_their_gradients(
+        self, similarity, as_map, maps_in_the_cache, monkeypatch
+    ):
+        monkeypatch.setattr(functional, "_CACHED_BYTES", 6 * 5 * 8 * maps_in_the_cache)
         tokens = double(3, 6, 5)
         stored = (tokens.transpose(1, 2).contiguous() if as_map else tokens).requires_grad_()
         features = stored.transpose(1, 2) if as_map else stored
@@ -319,13 +322,14 @@ class TestCrossBatchExpression:
             functional.cross_batch_expression(z, y, 0.05), expected, rtol=1e-8, atol=1e-9
         )
 
+    @pytest.mark.parametrize("num_prototypes", [2, 8])
     @pytest.mark.parametrize("first_half", [None, torch.tensor([True, False, False, True, False, True])])
-    def test_passes_gradcheck_from_histograms_to_expression(self, first_half):
+    def test_passes_gradcheck_from_histograms_to_expression(self, first_half, num_prototypes):
         def expressed(features, prototypes, embeddings):
             z = functional.unit_vectors(functional.histograms(features, prototypes, 0.5))
             return functional.cross_batch_expression(z, functional.unit_vectors(embeddings), 0.05, first_half)
 
-        inputs = double(6, 3, 4), double(5, 4), double(6, 2)
+        inputs = double(6, 3, 4), double(num_prototypes, 4), double(6, 2)
         assert torch.autograd.gradcheck(expressed, [tensor.requires_grad_() for tensor in inputs])
 
     def test_a_half_expresses_itself_exactly_without_a_ridge(self):
