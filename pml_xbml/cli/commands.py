@@ -35,6 +35,8 @@ def compare(options: argparse.Namespace) -> int:
     if "weights" in options and "learning_rate" not in options:
         depending["learning_rate"] = PRETRAINED_LEARNING_RATE
     if options.num_prototypes is not None:
+        if options.num_prototypes < 1:
+            raise ValueError(f"num_prototypes must be at least 1, got {options.num_prototypes}")
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
     settings = dataclasses.replace(_settings(options), **depending)
     return _compare(

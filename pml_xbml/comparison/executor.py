@@ -53,7 +53,7 @@ def run_all(
 
     Raises:
         ValueError: if jobs is less than one, or two runs have one name; and what a run raises.
-        RuntimeError: if a training process died.
+        ChildProcessError: if a training process died.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -108,7 +108,7 @@ def _train_in_processes(calls: Sequence[_Call], num_batches: int, jobs: int) -> 
                 _show_progress(bar, iterations, futures)
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             "a training process died, as when memory runs out; give the same command again with fewer jobs: "
             "it goes on where it was"
         ) from error

@@ -40,7 +40,8 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
         The PNG files, in the run's folder of pictures.
 
     Raises:
-        ValueError: if there is no run, it is a plain one, or there are no images.
+        ValueError: if there is no run, it is a plain one or has a formulation of the ablation's, or there
+            are no images.
     """
     loaded = load_run(run_dir)
     if loaded.run.variant == PLAIN:
@@ -48,7 +49,13 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
             f"the run in {str(run_dir)!r} is a plain one, without prototypes to look at; give an XML run"
         )
     name, dataset = _dataset(loaded, images)
-    loss = CrossBatchPrototypeLoss(pooling=loaded.trunk, **loaded.run.loss_options)
+    try:
+        loss = CrossBatchPrototypeLoss(pooling=loaded.trunk, **loaded.run.loss_options)
+    except TypeError as error:
+        raise ValueError(
+            f"the run in {str(run_dir)!r} is one of the ablation, whose formulation "
+            f"{dict(loaded.run.loss_options)} the loss does not have; give a run of demo or compare"
+        ) from error
     return monitoring.look(
         loaded.trunk,
         loaded.embedder,

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,10 +120,10 @@ def _load_splits(
     else:
         for_training, for_evaluation = _photograph_transforms(224 if image_size is None else image_size)
         if dataset in _PML_DATASETS:
-            make, folder = _PML_DATASETS[dataset], _folder_of(dataset, root)
+            make, folder = _PML_DATASETS[dataset], _folder_of(dataset, root, download)
             train, tests = make(folder, "train", download=download), {"test": make(folder, "test")}
         elif dataset == "inshop":
-            folder = _folder_of(dataset, root)
+            folder = _folder_of(dataset, root, download)
             train = datasets.InShop(folder, "train", download=download)
             tests = {split: datasets.InShop(folder, split) for split in ("query", "gallery")}
         else:
@@ -154,10 +155,14 @@ def _load_splits(
     )
 
 
-def _folder_of(dataset: str, root: str | None) -> str:
+def _folder_of(dataset: str, root: str | None, download: bool) -> str:
     if root is None:
         raise ValueError(
             f"root: give the folder of {dataset}, where it is or, with download, where it shall be"
+        )
+    if not download and not Path(root).is_dir():
+        raise ValueError(
+            f"root: there is no folder {root!r}; give that of {dataset}, or let it be downloaded"
         )
     return root
 

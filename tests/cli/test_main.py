@@ -184,6 +184,7 @@ def test_every_option_is_explained(command, capsys):
         (["compare", "--dataset", "cub"], "root: give the folder of cub"),
         (["compare", "--weight", "2"], "cross_batch_weight must lie between 0 and 1, got 2.0"),
         (["compare", "--seeds", "0"], "at least one loss, one weight and one seed"),
+        (["compare", "--num-prototypes", "0"], "num_prototypes must be at least 1, got 0"),
         (["demo", "--iterations", "250"], "multiple of iterations_per_epoch, got 250 and 100"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_failing_run_ends_them_all_with_its_error(runs, tmp_path, jobs):
 
 
 def test_a_dead_process_is_told_of(runs, tmp_path):
-    with pytest.raises(RuntimeError, match=r"a training process died.* fewer jobs"):
+    with pytest.raises(ChildProcessError, match=r"a training process died.* fewer jobs"):
         run_all(runs, tmp_path, jobs=2, make_loss=dying_loss)
     assert len(run_all(runs, tmp_path, jobs=2)) == 3
 

@@ -1,8 +1,10 @@
+import dataclasses
 import shutil
 
 import pytest
 
 from pml_xbml.comparison import look, train
+from pml_xbml.comparison.study_loss import study_loss
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,13 @@ def test_looks_at_images_of_ones_own(xml_folder, image_folder, tmp_path, flat):
     assert paths[0].parent.name.endswith("mine")
 
 
-def test_says_what_is_wrong(xml_folder, tiny_run, tmp_path):
+def test_says_what_is_wrong(xml_folder, tiny_run, tiny_xml_run, tmp_path):
     with pytest.raises(ValueError, match="images: there are none in"):
         look(xml_folder, tmp_path)
     train(tiny_run, tmp_path / "plain", evaluate_test=False)
     with pytest.raises(ValueError, match="is a plain one, without prototypes"):
         look(tmp_path / "plain")
+    run = dataclasses.replace(tiny_xml_run, loss_options={"targets": "proxies"})
+    train(run, tmp_path / "ablation", evaluate_test=False, make_loss=study_loss)
+    with pytest.raises(ValueError, match=r"one of the ablation, whose formulation .*proxies"):
+        look(tmp_path / "ablation")

@@ -88,6 +88,12 @@ def test_data_sets_that_lie_in_a_folder_ask_for_it(dataset):
         load_splits(dataset)
 
 
+@pytest.mark.parametrize("dataset", ["cub", "cars196", "sop", "inshop"])
+def test_a_folder_that_is_not_there_is_named(dataset):
+    with pytest.raises(ValueError, match=f"root: there is no folder '/nowhere'; give that of {dataset}"):
+        load_splits(dataset, root="/nowhere")
+
+
 def write_images(root, paths):
     from PIL import Image
 
@@ -112,6 +118,44 @@ def test_cub_keeps_its_own_test_classes(tmp_path):
     assert (len(splits.train.classes), len(splits.val.classes)) == (2, 2)
     assert source_classes(splits.test["test"]) == {101, 102, 103, 104}
     assert splits.val[0][0].shape == (3, 224, 224)
+
+
+def test_cars196_keeps_its_own_test_classes(tmp_path):
+    """The real layout: the lists of the images' own two sides, each of which has cars of all classes."""
+    labels = [1, 2, 3, 4, 99, 100]
+    names = [f"Car {label} Coupe/Sedan" for label in range(1, 197)]
+    (tmp_path / "names.csv").write_text("\n".join(names) + "\n")
+    for side in ("train", "test"):
+        rows = [f"{label:05d}_{index}.jpg,0,0,9,9,{label}" for label in labels for index in range(2)]
+        (tmp_path / f"anno_{side}.csv").write_text("\n".join(rows) + "\n")
+        folders = [f"Car {label} Coupe-Sedan" for label in labels for _ in range(2)]
+        write_images(
+            tmp_path / "car_data" / "car_data" / side,
+            [f"{folder}/{row.split(',')[0]}" for folder, row in zip(folders, rows, strict=True)],
+        )
+    splits = load_splits("cars196", root=str(tmp_path), train_classes=2)
+    assert source_classes(splits.train) | source_classes(splits.val) == {1, 2, 3, 4}
+    assert source_classes(splits.test["test"]) == {99, 100}
+    assert len(splits.test["test"]) == 8
+    assert splits.test["test"][0][0].shape == (3, 224, 224)
+
+
+def test_sop_keeps_its_own_test_classes(tmp_path):
+    folder = tmp_path / "Stanford_Online_Products"
+    image_id = 0
+    for side, labels in (("train", [1, 2, 3, 4]), ("test", [11319, 11320])):
+        rows = ["image_id class_id super_class_id path"]
+        for label in labels:
+            for index in range(2):
+                image_id += 1
+                rows.append(f"{image_id} {label} 1 bicycle_final/{label}_{index}.JPG")
+        folder.mkdir(exist_ok=True)
+        (folder / f"Ebay_{side}.txt").write_text("\n".join(rows) + "\n")
+        write_images(folder, [row.split()[3] for row in rows[1:]])
+    splits = load_splits("sop", root=str(tmp_path), train_classes=2)
+    assert source_classes(splits.train) | source_classes(splits.val) == {1, 2, 3, 4}
+    assert source_classes(splits.test["test"]) == {11319, 11320}
+    assert splits.train[0][0].shape == (3, 224, 224)
 
 
 def test_inshop_looks_for_queries_in_the_gallery(tmp_path):
