@@ -43,7 +43,7 @@ def test_says_what_is_wrong(xml_folder, tiny_run, tiny_xml_run, tmp_path):
     train(tiny_run, tmp_path / "plain", evaluate_test=False)
     with pytest.raises(ValueError, match="is a plain one, without prototypes"):
         look(tmp_path / "plain")
-    run = dataclasses.replace(tiny_xml_run, train_classes=6, loss_options={"targets": "proxies"})
+    run = dataclasses.replace(tiny_xml_run, train_classes=6, loss_options={"total": "additive"})
     train(run, tmp_path / "ablation", evaluate_test=False, make_loss=study_loss)
-    with pytest.raises(ValueError, match=r"one of the ablation, whose formulation .*proxies"):
+    with pytest.raises(ValueError, match=r"one of the ablation, whose formulation .*additive"):
         look(tmp_path / "ablation")
