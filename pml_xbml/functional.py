@@ -411,56 +411,69 @@ class _RidgeFit(torch.autograd.Function):
 
 
 class _ExpressionByPrototypes(torch.autograd.Function):
-    """Ŷ_k = Z_k A_l for the two halves k ≠ l, with ∂A_l = Z_kᵀ ∂Ŷ_k, and ∂Ŷ_k A_lᵀ added to ∂Z_k."""
+    """Ŷ_k = Z_k A_l for the two halves k ≠ l with A_l = T_lᵀ R_l and T_l = Z_l G_l⁻¹, the primal form.
 
-    @staticmethod
-    def forward(ctx: Any, histograms: Tensor, embeddings: Tensor, ridge: float) -> Tensor:
-        histograms, targets = histograms.double(), embeddings.double()
-        fit = _fit(histograms, targets, ridge)
-        fitted_to_other = fit[0].flip(0)
-        ctx.save_for_backward(fitted_to_other, histograms, *fit)
-        return torch.bmm(histograms, fitted_to_other).to(embeddings.dtype)
+    What is inverted, T and B, is float64; what has the size of the embeddings has their precision.
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        fitted_to_other, histograms, *fit = ctx.saved_tensors
-        precise = gradient.double()
-        fitted_gradient = torch.bmm(histograms.mT, precise).flip(0)
-        histograms_gradient, embeddings_gradient = _fit_gradient(fitted_gradient, histograms, *fit)
-        histograms_gradient.baddbmm_(precise, fitted_to_other.mT)
-        return histograms_gradient.to(gradient.dtype), embeddings_gradient.to(gradient.dtype), None
-
-
-class _ExpressionByKernel(torch.autograd.Function):
-    """Ŷ_k = M_l Y_l with M_l = S_l K_l⁻¹, S_l = Z_k Z_lᵀ and K_l = Z_l Z_lᵀ + εI: the dual form without A.
-
-    For N ≤ m: all but the first and the last products are of N×N matrices.
-
-        ∂Y_l = M_lᵀ ∂Ŷ_k,     ∂S_l = F_l = (∂Ŷ_k Y_lᵀ) K_l⁻¹,     ∂K_l = −M_lᵀ F_l
+        B_l = G_l⁻¹ Z_kᵀ ∂Ŷ_k,     ∂R_l = T_l Z_kᵀ ∂Ŷ_k,
+        ∂Z_l = R_l B_lᵀ − Z_l (A_l B_lᵀ + B_l A_lᵀ) + ∂Ŷ_l A_kᵀ
     """
 
     @staticmethod
-    def forward(ctx: Any, histograms: Tensor, embeddings: Tensor, ridge: float) -> Tensor:
-        histograms, targets = histograms.double(), embeddings.double()
-        factor = _inverse_factor(torch.bmm(histograms, histograms.mT), ridge)
-        between = histograms[1] @ histograms[0].T
-        weights = _solve_transposed(factor, torch.stack([between, between.T]))
-        ctx.save_for_backward(histograms, targets, factor, weights)
-        return torch.bmm(weights, targets).flip(0).to(embeddings.dtype)
+    def forward(ctx: Any, histograms: Tensor, targets: Tensor, ridge: float) -> Tensor:
+        factor = _inverse_factor(torch.bmm(histograms.mT, histograms), ridge)
+        weights = _solve_transposed(factor, histograms).to(targets.dtype)
+        fitted = torch.bmm(weights.mT, targets)
+        rounded = histograms.to(targets.dtype)
+        ctx.save_for_backward(histograms, rounded, targets, factor, weights, fitted)
+        return torch.bmm(rounded, fitted.flip(0))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        histograms, targets, factor, weights = ctx.saved_tensors
-        precise = gradient.double().flip(0)
-        embeddings_gradient = torch.bmm(weights.mT, precise)
-        solved = _solve_transposed(factor, torch.bmm(precise, targets.mT))
-        within = torch.bmm(weights.mT, solved)
-        between = solved[0].T + solved[1]
-        histograms_gradient = torch.bmm(torch.stack([between, between.T]), histograms.flip(0))
-        histograms_gradient.baddbmm_(within + within.mT, histograms, alpha=-1)
-        return histograms_gradient.to(gradient.dtype), embeddings_gradient.to(gradient.dtype), None
+        histograms, rounded, targets, factor, weights, fitted = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            fitted_gradient = torch.bmm(histograms.mT, gradient.double()).flip(0)
+            solved = _solve(factor, fitted_gradient).to(gradient.dtype)
+            outer = torch.bmm(fitted, solved.mT)
+            histograms_gradient = torch.bmm(targets, solved.mT)
+            histograms_gradient.baddbmm_(rounded, outer + outer.mT, alpha=-1)
+            histograms_gradient.baddbmm_(gradient, fitted.flip(0).mT)
+            # Not Z B: where B is large Z takes it away again, and with it its digits.
+            targets_gradient = torch.bmm(weights, fitted_gradient.to(gradient.dtype))
+        return histograms_gradient.to(histograms.dtype), targets_gradient, None
+
+
+class _ExpressionByKernel(torch.autograd.Function):
+    """Ŷ_k = M_l R_l with M_l = S_l K_l⁻¹, S_l = Z_k Z_lᵀ and K_l = Z_l Z_lᵀ + εI: the dual form without A.
+
+    All but the first and the last products are of N×N matrices. What is inverted, M and F, is float64; what
+    has the size of the embeddings has their precision.
+
+        ∂R_l = M_lᵀ ∂Ŷ_k,     ∂S_l = F_l = (∂Ŷ_k R_lᵀ) K_l⁻¹,     ∂K_l = −M_lᵀ F_l
+    """
+
+    @staticmethod
+    def forward(ctx: Any, histograms: Tensor, targets: Tensor, ridge: float) -> Tensor:
+        factor = _inverse_factor(torch.bmm(histograms, histograms.mT), ridge)
+        between = histograms[1] @ histograms[0].T
+        weights = _solve_transposed(factor, torch.stack([between, between.T]))
+        rounded = weights.to(targets.dtype)
+        ctx.save_for_backward(histograms, targets, factor, weights, rounded)
+        return torch.bmm(rounded, targets).flip(0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        histograms, targets, factor, weights, rounded = ctx.saved_tensors
+        gradient = gradient.flip(0)
+        with torch.autocast(gradient.device.type, enabled=False):
+            solved = _solve_transposed(factor, torch.bmm(gradient, targets.mT).double())
+            within = torch.bmm(weights.mT, solved)
+            between = solved[0].T + solved[1]
+            histograms_gradient = torch.bmm(torch.stack([between, between.T]), histograms.flip(0))
+            histograms_gradient.baddbmm_(within + within.mT, histograms, alpha=-1)
+            return histograms_gradient, torch.bmm(rounded.mT, gradient), None
 
 
 def _fit(histograms: Tensor, targets: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -575,8 +588,7 @@ def cross_batch_expression(
         Ŷ, (N, D), row for row as Y, in its dtype. Nothing waits for the device.
     """
     _check_ridge(ridge)
-    dtype = torch.promote_types(torch.promote_types(histograms.dtype, embeddings.dtype), torch.float32)
-    halves, targets = histograms.to(dtype), embeddings.to(dtype)
+    halves, targets = histograms.double(), _at_least_float32(embeddings)
     if first_half is None:
         halves, targets = halves.unflatten(0, (2, -1)), targets.unflatten(0, (2, -1))
         return _express_halves(halves, targets, ridge).flatten(0, 1).to(embeddings.dtype)
@@ -590,7 +602,8 @@ def _express_halves(halves: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """Ŷ (2, N, D) of histograms (2, N, m) and embeddings (2, N, D), by the smaller system."""
     by_kernel = halves.shape[1] <= halves.shape[2]
     expression = _ExpressionByKernel if by_kernel else _ExpressionByPrototypes
-    expressed: Tensor = expression.apply(halves, targets, ridge)
+    with torch.autocast(halves.device.type, enabled=False):
+        expressed: Tensor = expression.apply(halves, targets, ridge)
     return expressed
 
 

@@ -101,6 +101,15 @@ VARIANTS: Sequence[Variant] = (
         Variant("centred, ridge ε =", f"{ridge:g}", loss={"histograms": "centred", "ridge": ridge})
         for ridge in (0.005, 0.5, 5)
     ),
+    *(
+        Variant(
+            f"centred, λ = {weight},",
+            "balanced by gradients",
+            weight,
+            loss={"histograms": "centred", "schedule": "balanced"},
+        )
+        for weight in (0.1, 0.3)
+    ),
 )
 
 

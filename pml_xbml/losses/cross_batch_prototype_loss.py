@@ -231,12 +231,14 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         """Ŷ, by whether it is made of normalised embeddings: once for all terms whose distances agree."""
         expressed = {}
         for normalizes in {term.normalizes_embeddings for term in terms}:
-            targets = functional.unit_vectors(embeddings.double()) if normalizes else embeddings
-            sources = targets if histograms is None else histograms.double()
+            # Halves lose directions when they are normalised; float32 is enough.
+            precise = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            targets = functional.unit_vectors(precise) if normalizes else precise
+            sources = (targets if histograms is None else histograms).double()
             if self.normalize_histograms:
                 sources = functional.unit_vectors(sources)
             if self.collect_stats:
-                statistics = expression_statistics(sources, targets, self.ridge, first_half)
+                statistics = expression_statistics(sources, targets.double(), self.ridge, first_half)
                 for name, value in statistics._asdict().items():
                     setattr(self, name, value)
             expression = functional.cross_batch_expression(sources, targets, self.ridge, first_half)
