@@ -24,6 +24,7 @@ __all__ = [
     "greedy_k_center",
     "hard_assignments",
     "histograms",
+    "histograms_for_the_fit",
     "recursive_ridge_fit",
     "ridge_fit",
     "unit_vectors",
@@ -179,6 +180,30 @@ def histograms(
         ValueError: on a temperature that is not positive, or another similarity.
     """
     return assignments(features, prototypes, temperature, similarity).mean(dim=-1)
+
+
+def histograms_for_the_fit(histograms: Tensor, normalize: bool = True, center: bool = False) -> Tensor:
+    """The rows of Z as they enter the fit.
+
+    On the simplex the entries are about 1/m, and a ridge would swamp them: hence the normalisation. What all
+    images of a batch share tells none of them from another, and is most of a histogram: hence the centring.
+
+    Args:
+        histograms: (N, m), of the whole batch, both halves.
+        normalize: divide each row by its length.
+        center: subtract the mean of the rows first. What is then left of a row is divided by no less than a
+            thousandth of the row's length, so that rounding errors are not taken for directions.
+
+    Returns:
+        (N, m).
+    """
+    if not center:
+        return unit_vectors(histograms) if normalize else histograms
+    centred = histograms - histograms.mean(dim=0)
+    if not normalize:
+        return centred
+    smallest = torch.linalg.vector_norm(histograms.detach(), dim=1, keepdim=True) / 1000
+    return centred / _root(centred.square().sum(1, keepdim=True)).clamp(min=smallest.clamp(min=1e-12))
 
 
 def average_and_histograms(

@@ -299,6 +299,35 @@ class TestRidgeFit:
         torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
 
 
+class TestHistogramsForTheFit:
+    def test_are_centred_and_then_normalised(self):
+        z = simplex(6, 4)
+        centred = z - z.sum(0) / 6
+        expected = torch.stack([row / (row @ row).sqrt() for row in centred])
+        torch.testing.assert_close(functional.histograms_for_the_fit(z, True, True), expected)
+        torch.testing.assert_close(functional.histograms_for_the_fit(z, False, True), centred)
+        torch.testing.assert_close(functional.histograms_for_the_fit(z, False, False), z)
+
+    def test_what_differs_by_rounding_alone_gets_no_direction_and_a_bounded_gradient(self):
+        z = (simplex(1, 4) + 1e-9 * double(6, 4)).requires_grad_()
+        rows = functional.histograms_for_the_fit(z, True, True)
+        assert rows.abs().max() < 1e-4
+        (gradient,) = torch.autograd.grad((rows * double(6, 4)).sum(), z)
+        assert gradient.abs().max() < 1e5
+
+    def test_silenced_rows_stay_zero(self):
+        z = torch.zeros(4, 3, requires_grad=True)
+        rows = functional.histograms_for_the_fit(z, True, True)
+        rows.sum().backward()
+        assert torch.equal(rows, torch.zeros(4, 3))
+        assert z.grad.isfinite().all()
+
+    @pytest.mark.parametrize("normalize", [True, False])
+    def test_pass_gradcheck(self, normalize):
+        z = simplex(5, 4).requires_grad_()
+        assert torch.autograd.gradcheck(lambda z: functional.histograms_for_the_fit(z, normalize, True), z)
+
+
 class TestCrossBatchExpression:
     def by_sklearn(self, z, y, first_half, ridge):
         expressed = torch.empty_like(y)

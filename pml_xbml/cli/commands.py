@@ -23,8 +23,8 @@ def default_jobs() -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    """The smallest comparison: glyphs, contrastive loss, the default weight."""
-    return _compare(_settings(options), options, ["contrastive"], [comparison.DEFAULT_WEIGHT])
+    """The smallest comparison: glyphs, contrastive loss, at the weight that the table has for it."""
+    return _compare(_settings(options), options, ["contrastive"], None)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -38,6 +38,8 @@ def compare(options: argparse.Namespace) -> int:
         if options.num_prototypes < 1:
             raise ValueError(f"num_prototypes must be at least 1, got {options.num_prototypes}")
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
+    if options.center_histograms is not None:
+        depending["loss_options"] = {"center_histograms": options.center_histograms}
     settings = dataclasses.replace(_settings(options), **depending)
     return _compare(
         settings,
@@ -68,7 +70,7 @@ def _compare(
     settings: Run,
     options: argparse.Namespace,
     losses: Sequence[str],
-    weights: Sequence[float],
+    weights: Sequence[float] | None,
     download: bool = False,
     evaluate_test: bool = True,
 ) -> int:

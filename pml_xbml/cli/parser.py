@@ -98,10 +98,15 @@ def _add_compare(subparsers: Any) -> None:
         dest="cross_batch_weights",
         nargs="+",
         type=float,
-        default=[comparison.DEFAULT_WEIGHT],
         metavar="LAMBDA",
         help="one or more weights of the cross-batch term, between 0 and 1, each against the same plain "
-        f"runs (default: {comparison.DEFAULT_WEIGHT:g})",
+        f"runs (default: {_of_each_loss('cross_batch_weight')})",
+    )
+    compared.add_argument(
+        "--center-histograms",
+        action=argparse.BooleanOptionalAction,
+        help="whether the loss centres the histograms before the fit (default: "
+        f"{_of_each_loss('center_histograms')})",
     )
     compared.add_argument(
         "--seeds",
@@ -163,6 +168,10 @@ def _add_compare(subparsers: Any) -> None:
         help="folder for results.csv, pictures, logs and models (default: %(default)s)",
     )
     _add_seed_iterations_and_jobs(parser)
+
+
+def _of_each_loss(setting: str) -> str:
+    return ", ".join(f"{loss} {getattr(settings, setting)}" for loss, settings in comparison.LOSSES.items())
 
 
 def _add_look(subparsers: Any) -> None:

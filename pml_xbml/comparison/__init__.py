@@ -6,11 +6,10 @@ from pml_xbml.comparison.executor import run_all
 from pml_xbml.comparison.look import look
 from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result
-from pml_xbml.comparison.run import DEFAULT_WEIGHT, PLAIN, SCHEDULES, XML, Run
+from pml_xbml.comparison.run import PLAIN, SCHEDULES, XML, Run
 from pml_xbml.comparison.splits import NAMED_DATASETS
 
 __all__ = [
-    "DEFAULT_WEIGHT",
     "LOSSES",
     "METRICS",
     "NAMED_DATASETS",

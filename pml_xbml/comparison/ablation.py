@@ -102,6 +102,10 @@ VARIANTS: Sequence[Variant] = (
         for ridge in (0.005, 0.5, 5)
     ),
     *(
+        Variant(f"λ = {weight}, ℓ's proxies", "not trained by ℓ(Ŷ)", weight, loss={"proxies": "kept"})
+        for weight in (0.1, 0.3)
+    ),
+    *(
         Variant(
             f"centred, λ = {weight},",
             "balanced by gradients",

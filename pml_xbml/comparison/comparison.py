@@ -6,6 +6,7 @@ from pathlib import Path
 from pml_xbml.comparison.engine import RESULT_FILE, RUN_FILE
 from pml_xbml.comparison.executor import run_all
 from pml_xbml.comparison.image_folder import check_images, open_image_folder
+from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.plots import plot_differences, plot_learning_curves
 from pml_xbml.comparison.report import (
     Pairing,
@@ -15,7 +16,7 @@ from pml_xbml.comparison.report import (
     write_csv,
 )
 from pml_xbml.comparison.result import Result, Split
-from pml_xbml.comparison.run import DEFAULT_WEIGHT, PLAIN, XML, Run, check_same_run
+from pml_xbml.comparison.run import PLAIN, XML, Run, check_same_run
 from pml_xbml.comparison.splits import NAMED_DATASETS, load_splits
 
 
@@ -61,14 +62,16 @@ class Comparison:
         return "\n\n".join([*tables, conclude(self.pairings, self.split)])
 
 
-def plan_runs(settings: Run, losses: Sequence[str], weights: Sequence[float], num_seeds: int) -> list[Run]:
+def plan_runs(
+    settings: Run, losses: Sequence[str], weights: Sequence[float] | None, num_seeds: int
+) -> list[Run]:
     """The runs of a comparison: for each loss and seed a plain one, and an XML one for each weight.
 
     Args:
-        settings: what all runs share; its seed is the first, its options are those of the XML runs, and its
-            loss, variant and weight are replaced.
+        settings: what all runs share; its seed is the first, its options are those of the XML runs, beside
+            what the table ``LOSSES`` says of their loss, and its loss, variant and weight are replaced.
         losses: names of the table ``LOSSES``.
-        weights: the λ's.
+        weights: the λ's; None takes each loss's own of the table.
         num_seeds: number of seeds, counted up from the first.
 
     Returns:
@@ -77,10 +80,10 @@ def plan_runs(settings: Run, losses: Sequence[str], weights: Sequence[float], nu
     Raises:
         ValueError: if there is nothing to compare.
     """
-    if num_seeds < 1 or not losses or not weights:
+    if num_seeds < 1 or not losses or (weights is not None and not weights):
         raise ValueError(
             f"a comparison needs at least one loss, one weight and one seed, got losses={list(losses)}, "
-            f"weights={list(weights)}, seeds={num_seeds}"
+            f"weights={weights}, seeds={num_seeds}"
         )
     runs = []
     for seed in range(settings.seed, settings.seed + num_seeds):
@@ -89,9 +92,12 @@ def plan_runs(settings: Run, losses: Sequence[str], weights: Sequence[float], nu
                 settings, loss=loss, seed=seed, variant=PLAIN, cross_batch_weight=None
             )
             runs.append(dataclasses.replace(shared, loss_options={}, pooling_options={}))
+            chosen = LOSSES[loss]
+            centred = {"center_histograms": True} if chosen.center_histograms else {}
+            options = {**centred, **settings.loss_options}
             runs += [
-                dataclasses.replace(shared, variant=XML, cross_batch_weight=weight)
-                for weight in dict.fromkeys(weights)
+                dataclasses.replace(shared, variant=XML, cross_batch_weight=weight, loss_options=options)
+                for weight in dict.fromkeys([chosen.cross_batch_weight] if weights is None else weights)
             ]
     return runs
 
@@ -99,7 +105,7 @@ def plan_runs(settings: Run, losses: Sequence[str], weights: Sequence[float], nu
 def compare(
     settings: Run,
     losses: Sequence[str] = ("contrastive",),
-    weights: Sequence[float] = (DEFAULT_WEIGHT,),
+    weights: Sequence[float] | None = None,
     num_seeds: int = 5,
     out: str | Path = "runs/compare",
     jobs: int = 1,

@@ -64,6 +64,7 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
         num_images,
         ridge=loss.ridge,
         normalize_histograms=loss.normalize_histograms,
+        center_histograms=loss.center_histograms,
     )
 
 

@@ -14,11 +14,16 @@ class LossSettings:
         build: makes the loss from the number of training classes and the embedding size.
         build_miner: makes the tuple miner that the loss is used with, if any.
         learning_rate: of the loss's own parameters (proxies, class weights), if it has any.
+        cross_batch_weight: λ of XML around it.
+        center_histograms: of ``CrossBatchPrototypeLoss`` around it. This and λ were chosen on validation
+            classes: CONTRIBUTING.md has the ablation.
     """
 
     build: Callable[[int, int], losses.BaseMetricLossFunction]
     build_miner: Callable[[], miners.BaseMiner] | None = None
     learning_rate: float | None = None
+    cross_batch_weight: float = 0.1
+    center_histograms: bool = False
 
 
 #: Proxies are drawn at random, so they learn at a rate of their own, as in Proxy Anchor's published code.

@@ -1,5 +1,4 @@
 import dataclasses
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pml_xbml.comparison.loss_table import LOSSES
-from pml_xbml.losses import CrossBatchPrototypeLoss
 
 PLAIN = "plain"
 XML = "xml"
 SCHEDULES = ("cosine", "constant")
-
-#: The loss's own default, so that there is one place to change it.
-DEFAULT_WEIGHT: float = inspect.signature(CrossBatchPrototypeLoss).parameters["cross_batch_weight"].default
 
 
 @dataclass(frozen=True)

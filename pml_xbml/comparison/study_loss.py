@@ -1,3 +1,5 @@
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,7 @@ class StudyLoss(torch.nn.Module):
         compared: Ŷ with Ŷ, or Ŷ as queries with Y as references.
         fit_gradient: whether the gradient flows through the fitted half.
         targets: what the fit approximates: the embeddings, or a learned proxy of each sample's class.
+        proxies: whether ℓ(Ŷ) trains ℓ's own parameters, if it has any, as ℓ(Y) does.
         apart: ℓ(Ŷ) on each half apart instead of on their union.
         schedule: of λ: constant, rising linearly over the first half of the training, or such that the two
             terms' gradients on the embeddings stand in the ratio λ.
@@ -53,6 +56,7 @@ class StudyLoss(torch.nn.Module):
         compared: Literal["expressed", "embeddings"] = "expressed",
         fit_gradient: bool = True,
         targets: Literal["embeddings", "proxies"] = "embeddings",
+        proxies: Literal["trained", "kept"] = "trained",
         apart: bool = False,
         schedule: Literal["constant", "warm_up", "balanced"] = "constant",
     ) -> None:
@@ -68,13 +72,14 @@ class StudyLoss(torch.nn.Module):
         self.weight, self.ridge, self.iterations = weight, ridge, iterations
         self.total, self.histograms, self.prior, self.compared = total, histograms, prior, compared
         self.fit_gradient, self.targets, self.apart, self.schedule = fit_gradient, targets, apart, schedule
+        self.proxies = proxies
         self._class_proxies: list[Tensor] = []
         if targets == "proxies":
             generator = torch.Generator().manual_seed(0)
-            proxies = torch.nn.Parameter(torch.randn(num_classes, embedding_size, generator=generator))
+            class_proxies = torch.nn.Parameter(torch.randn(num_classes, embedding_size, generator=generator))
             # The trunk's optimizer learns them: a contrastive loss has no parameters and no optimizer.
-            trunk.register_parameter("class_proxies", proxies)
-            self._class_proxies.append(proxies)
+            trunk.register_parameter("class_proxies", class_proxies)
+            self._class_proxies.append(class_proxies)
         self._last_fit: Tensor | None = None
         self._step = 0
 
@@ -82,7 +87,8 @@ class StudyLoss(torch.nn.Module):
         """The loss of a batch: embeddings (B, D), labels (B,), and a miner's tuples or None."""
         self._step += 1
         metric_loss: Tensor = self.loss(embeddings, labels, indices_tuple)
-        cross_batch_loss = self._cross_batch_loss(embeddings, labels, indices_tuple)
+        with self._keeping_proxies() if self.proxies == "kept" else contextlib.nullcontext():
+            cross_batch_loss = self._cross_batch_loss(embeddings, labels, indices_tuple)
         weight = self.weight
         if self.schedule == "warm_up":
             weight *= min(1, 2 * self._step / self.iterations)
@@ -93,6 +99,12 @@ class StudyLoss(torch.nn.Module):
             ]
             return metric_loss + weight * (norms[0] / norms[1].clamp(min=1e-8)) * cross_batch_loss
         return (1 if self.total == "additive" else 1 - weight) * metric_loss + weight * cross_batch_loss
+
+    @contextlib.contextmanager
+    def _keeping_proxies(self) -> Iterator[None]:
+        self.loss.requires_grad_(False)
+        yield
+        self.loss.requires_grad_(True)
 
     def _keep_feature_map(self, pooling: torch.nn.Module, inputs: tuple[Tensor]) -> None:
         (self._feature_map,) = inputs

@@ -29,6 +29,7 @@ def look(
     num_images: int = 64,
     ridge: float = 0.05,
     normalize_histograms: bool = True,
+    center_histograms: bool = False,
     token_grid: tuple[int, int] | None = None,
 ) -> list[Path]:
     """Makes the pictures of a trained trunk, for any set of images.
@@ -40,7 +41,7 @@ def look(
         folder: Where the PNG files go; made if it is not there.
         num_images: How many images to look at, at most.
         ridge: ε, as the loss has it.
-        normalize_histograms: As the loss has it.
+        normalize_histograms, center_histograms: As the loss has them.
         token_grid: Rows and columns of the tokens, for trunks that pool tokens; a square if left out.
 
     Returns:
@@ -54,7 +55,7 @@ def look(
     view = view_prototypes(trunk, embedder, images.to(device), labels, token_grid)
     return [
         save_picture(rendered(figure), Path(folder) / f"{name}.png")
-        for name, figure in draw_pictures(view, ridge, normalize_histograms).items()
+        for name, figure in draw_pictures(view, ridge, normalize_histograms, center_histograms).items()
     ]
 
 
@@ -95,7 +96,10 @@ def sample_images(
 
 
 def draw_pictures(
-    view: PrototypeView, ridge: float | None, normalize_histograms: bool = True
+    view: PrototypeView,
+    ridge: float | None,
+    normalize_histograms: bool = True,
+    center_histograms: bool = False,
 ) -> dict[str, Figure]:
     """All pictures of a view.
 
@@ -103,7 +107,7 @@ def draw_pictures(
         view: What to show.
         ridge: ε of the loss; None where no :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` is trained with,
             and nothing is expressed.
-        normalize_histograms: As the loss has it.
+        normalize_histograms, center_histograms: As the loss has them.
 
     Returns:
         The figures by name. Expressed embeddings are left out of a view of one class.
@@ -116,7 +120,7 @@ def draw_pictures(
     }
     if ridge is not None and len(view.labels.unique()) > 1:
         figures["expressed_and_actual_embeddings"] = pictures.expressed_and_actual_embeddings(
-            view, ridge, normalize_histograms
+            view, ridge, normalize_histograms, center_histograms
         )
     return figures
 

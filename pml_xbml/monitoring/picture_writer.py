@@ -56,7 +56,7 @@ class PictureWriter:
         figures = (
             draw_pictures(view, None)
             if loss is None
-            else draw_pictures(view, loss.ridge, loss.normalize_histograms)
+            else draw_pictures(view, loss.ridge, loss.normalize_histograms, loss.center_histograms)
         )
         writer = self.record_keeper.tensorboard_writer
         for name, figure in figures.items():

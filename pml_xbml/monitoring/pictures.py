@@ -148,7 +148,10 @@ def prototype_similarities(view: PrototypeView) -> Figure:
 
 
 def expressed_and_actual_embeddings(
-    view: PrototypeView, ridge: float = 0.05, normalize_histograms: bool = True
+    view: PrototypeView,
+    ridge: float = 0.05,
+    normalize_histograms: bool = True,
+    center_histograms: bool = False,
 ) -> Figure:
     """The cosines between each sample expressed by the other half's prototypes and each actual embedding.
 
@@ -157,7 +160,7 @@ def expressed_and_actual_embeddings(
     Args:
         view: What to show, of two classes or more.
         ridge: ε, as the loss has it.
-        normalize_histograms: As the loss has it.
+        normalize_histograms, center_histograms: As the loss has them.
 
     Returns:
         The figure. The better the prototypes transfer, the redder the blocks on the diagonal, each a class,
@@ -175,9 +178,9 @@ def expressed_and_actual_embeddings(
     order = np.lexsort((view.labels.numpy(), ~first_half.numpy())).tolist()
     labels, first_half = view.labels[order], first_half[order]
     embeddings = functional.unit_vectors(view.embeddings[order].double())
-    histograms = view.histograms[order].double()
-    if normalize_histograms:
-        histograms = functional.unit_vectors(histograms)
+    histograms = functional.histograms_for_the_fit(
+        view.histograms[order].double(), normalize_histograms, center_histograms
+    )
     expressed = functional.cross_batch_expression(histograms, embeddings, ridge, first_half)
     cosines = functional.unit_vectors(expressed) @ embeddings.T
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pml_xbml.comparison import compare, plan_runs
+from pml_xbml.comparison import LOSSES, compare, plan_runs
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,18 @@ def test_plan(tiny_run):
     ]
     assert all(bool(run.loss_options) == bool(run.pooling_options) == (run.variant == "xml") for run in runs)
     assert len({run.name for run in runs}) == len(runs)
+
+
+def test_without_weights_the_table_has_one_for_each_loss(tiny_run, monkeypatch):
+    chosen = dataclasses.replace(LOSSES["triplet"], cross_batch_weight=0.7, center_histograms=True)
+    monkeypatch.setitem(LOSSES, "triplet", chosen)
+    settings = dataclasses.replace(tiny_run, loss_options={"ridge": 0.5})
+    plain, xml = plan_runs(settings, ["triplet"], None, num_seeds=1)
+    assert (plain.cross_batch_weight, plain.loss_options) == (None, {})
+    assert (xml.cross_batch_weight, xml.loss_options) == (0.7, {"ridge": 0.5, "center_histograms": True})
+    settings = dataclasses.replace(tiny_run, loss_options={"center_histograms": False})
+    _, xml = plan_runs(settings, ["triplet"], [0.2], num_seeds=1)
+    assert (xml.cross_batch_weight, xml.loss_options) == (0.2, {"center_histograms": False})
 
 
 @pytest.mark.parametrize(

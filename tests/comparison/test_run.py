@@ -2,13 +2,8 @@ import inspect
 
 import pytest
 
-from pml_xbml.comparison import DEFAULT_WEIGHT, Run
+from pml_xbml.comparison import Run
 from pml_xbml.comparison.run import check_same_run
-from pml_xbml.losses import CrossBatchPrototypeLoss
-
-
-def test_the_default_weight_is_the_loss_s():
-    assert CrossBatchPrototypeLoss().cross_batch_weight == DEFAULT_WEIGHT
 
 
 def test_name_shows_what_sets_runs_apart():

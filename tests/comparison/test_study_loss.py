@@ -31,7 +31,8 @@ def test_with_the_first_choices_it_is_the_loss_of_the_package(trunk):
 LOSS_VARIANTS = [
     variant
     for variant in ablation.VARIANTS
-    if variant.weight is not None and not variant.run and not variant.pooling
+    # A contrastive loss has no proxies to keep.
+    if variant.weight is not None and not (variant.run or variant.pooling or "proxies" in variant.loss)
 ]
 
 
@@ -55,3 +56,15 @@ def test_every_formulation_of_the_ablation_steps_in_a_direction_of_its_own(varia
     assert gradients[0].isfinite().all()
     is_default = variant.weight == BASE_WEIGHT and not variant.loss
     assert torch.allclose(*gradients, rtol=1e-4) == is_default
+
+
+@pytest.mark.parametrize("proxies", ["trained", "kept"])
+def test_proxies_are_trained_by_the_cross_batch_term_or_not(trunk, proxies):
+    base = pml_losses.ProxyNCALoss(num_classes=4, embedding_size=6)
+    loss = StudyLoss(base, trunk, torch.nn.Identity(), 1.0, 4, 6, 10, proxies=proxies)
+    images = torch.randn(16, 3, 4, 4, requires_grad=True)
+    loss(trunk(images), LABELS).backward()
+    assert base.proxies.requires_grad
+    # At λ = 1 nothing but the cross-batch term has a gradient.
+    assert base.proxies.grad.any() == (proxies == "trained")
+    assert images.grad.any()

@@ -23,11 +23,12 @@ def batch(dtype=torch.float64, requires_grad=True):
 
 
 def expressed_by_sklearn(
-    embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True, normalize=True
+    embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True, normalize=True, center=False
 ):
     """Ŷ by two ridge regressions, the second half's on the first and the other way round."""
     y, z = embeddings.detach().double(), histograms.detach().double()
     y = y / y.norm(dim=1, keepdim=True) if normalize_embeddings else y
+    z = z - z.mean(dim=0) if center else z
     z = z / z.norm(dim=1, keepdim=True) if normalize else z
     expressed = torch.empty_like(y)
     for side in (first_half, ~first_half):
@@ -40,11 +41,17 @@ class TestFormula:
     @pytest.mark.parametrize("weight", [0.1, 0.5, 1.0])
     @pytest.mark.parametrize("ridge", [0.001, 0.05])
     @pytest.mark.parametrize("normalize_histograms", [True, False])
-    def test_value(self, weight, ridge, normalize_histograms):
+    @pytest.mark.parametrize("center_histograms", [True, False])
+    def test_value(self, weight, ridge, normalize_histograms, center_histograms):
         embeddings, histograms = batch()
         base = losses.ContrastiveLoss()
         expressed = expressed_by_sklearn(
-            embeddings, histograms, LABELS < 2, ridge, normalize=normalize_histograms
+            embeddings,
+            histograms,
+            LABELS < 2,
+            ridge,
+            normalize=normalize_histograms,
+            center=center_histograms,
         )
         expected = (1 - weight) * base(embeddings, LABELS) + weight * base(expressed, LABELS)
         loss = CrossBatchPrototypeLoss(
@@ -52,6 +59,7 @@ class TestFormula:
             cross_batch_weight=weight,
             ridge=ridge,
             normalize_histograms=normalize_histograms,
+            center_histograms=center_histograms,
         )
         torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
 
