@@ -107,6 +107,15 @@ VARIANTS: Sequence[Variant] = (
     ),
     *(
         Variant(
+            f"centred, λ = {weight}, on Ŷ",
+            "contrastive loss",
+            weight,
+            loss={"histograms": "centred", "expressed_by": "contrastive"},
+        )
+        for weight in (0.1, 0.3, 0.5)
+    ),
+    *(
+        Variant(
             f"centred, λ = {weight},",
             "balanced by gradients",
             weight,

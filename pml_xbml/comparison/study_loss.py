@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pml_xbml import functional
+from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.run import Run
 from pml_xbml.trunks import PrototypePoolingTrunk
 
@@ -32,6 +33,7 @@ class StudyLoss(torch.nn.Module):
         compared: Ŷ with Ŷ, or Ŷ as queries with Y as references.
         fit_gradient: whether the gradient flows through the fitted half.
         targets: what the fit approximates: the embeddings, or a learned proxy of each sample's class.
+        expressed_by: the loss of Ŷ: ℓ too, or a contrastive loss, which compares Ŷ with Ŷ alone.
         proxies: whether ℓ(Ŷ) trains ℓ's own parameters, if it has any, as ℓ(Y) does.
         apart: ℓ(Ŷ) on each half apart instead of on their union.
         schedule: of λ: constant, rising linearly over the first half of the training, or such that the two
@@ -56,12 +58,14 @@ class StudyLoss(torch.nn.Module):
         compared: Literal["expressed", "embeddings"] = "expressed",
         fit_gradient: bool = True,
         targets: Literal["embeddings", "proxies"] = "embeddings",
+        expressed_by: Literal["same", "contrastive"] = "same",
         proxies: Literal["trained", "kept"] = "trained",
         apart: bool = False,
         schedule: Literal["constant", "warm_up", "balanced"] = "constant",
     ) -> None:
         super().__init__()
         self.loss = loss
+        self.expressed_loss = loss if expressed_by == "same" else LOSSES["contrastive"].build(0, 0)
         # In lists, so that what they hold is not trained, saved or moved with the loss.
         self._pooling = [trunk.pooling]
         self._embedder = [embedder]
@@ -138,11 +142,13 @@ class StudyLoss(torch.nn.Module):
         expressed = functional.express(halves, fitted.flip(0)).to(embeddings.dtype)
         if self.apart:
             half_labels = labels.unflatten(0, (2, -1))
-            losses = [self.loss(*half) for half in zip(expressed, half_labels, strict=True)]
+            losses = [self.expressed_loss(*half) for half in zip(expressed, half_labels, strict=True)]
             return (losses[0] + losses[1]) / 2
         expressed = expressed.flatten(0, 1)
         references = (embeddings, labels) if self.compared == "embeddings" else ()
-        cross_batch_loss: Tensor = self.loss(expressed, labels, indices_tuple, *references)
+        if self.expressed_loss is not self.loss:
+            indices_tuple = None  # mined for ℓ
+        cross_batch_loss: Tensor = self.expressed_loss(expressed, labels, indices_tuple, *references)
         return cross_batch_loss
 
 
