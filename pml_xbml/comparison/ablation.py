@@ -116,6 +116,15 @@ VARIANTS: Sequence[Variant] = (
     ),
     *(
         Variant(
+            f"centred, λ = {weight}, on Ŷ",
+            "all tuples, mined or not",
+            weight,
+            loss={"histograms": "centred", "shares_tuples": False},
+        )
+        for weight in (0.1, 0.3)
+    ),
+    *(
+        Variant(
             f"centred, λ = {weight},",
             "balanced by gradients",
             weight,

@@ -34,6 +34,7 @@ class StudyLoss(torch.nn.Module):
         fit_gradient: whether the gradient flows through the fitted half.
         targets: what the fit approximates: the embeddings, or a learned proxy of each sample's class.
         expressed_by: the loss of Ŷ: ℓ too, or a contrastive loss, which compares Ŷ with Ŷ alone.
+        shares_tuples: whether ℓ(Ŷ) is of the tuples that were mined among Y, or of all there are.
         proxies: whether ℓ(Ŷ) trains ℓ's own parameters, if it has any, as ℓ(Y) does.
         apart: ℓ(Ŷ) on each half apart instead of on their union.
         schedule: of λ: constant, rising linearly over the first half of the training, or such that the two
@@ -59,6 +60,7 @@ class StudyLoss(torch.nn.Module):
         fit_gradient: bool = True,
         targets: Literal["embeddings", "proxies"] = "embeddings",
         expressed_by: Literal["same", "contrastive"] = "same",
+        shares_tuples: bool = True,
         proxies: Literal["trained", "kept"] = "trained",
         apart: bool = False,
         schedule: Literal["constant", "warm_up", "balanced"] = "constant",
@@ -76,7 +78,7 @@ class StudyLoss(torch.nn.Module):
         self.weight, self.ridge, self.iterations = weight, ridge, iterations
         self.total, self.histograms, self.prior, self.compared = total, histograms, prior, compared
         self.fit_gradient, self.targets, self.apart, self.schedule = fit_gradient, targets, apart, schedule
-        self.proxies = proxies
+        self.proxies, self.shares_tuples = proxies, shares_tuples
         self._class_proxies: list[Tensor] = []
         if targets == "proxies":
             generator = torch.Generator().manual_seed(0)
@@ -146,8 +148,8 @@ class StudyLoss(torch.nn.Module):
             return (losses[0] + losses[1]) / 2
         expressed = expressed.flatten(0, 1)
         references = (embeddings, labels) if self.compared == "embeddings" else ()
-        if self.expressed_loss is not self.loss:
-            indices_tuple = None  # mined for ℓ
+        if not self.shares_tuples or self.expressed_loss is not self.loss:
+            indices_tuple = None
         cross_batch_loss: Tensor = self.expressed_loss(expressed, labels, indices_tuple, *references)
         return cross_batch_loss
 
