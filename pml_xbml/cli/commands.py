@@ -13,6 +13,8 @@ import torch
 from pml_xbml import comparison
 from pml_xbml.comparison import Comparison, Run
 
+#: Says that ℓ itself is applied to expressed embeddings.
+SAME_LOSS = "same"
 #: Of the trunk, when it starts from pretrained weights.
 PRETRAINED_LEARNING_RATE = 1e-5
 
@@ -40,6 +42,9 @@ def compare(options: argparse.Namespace) -> int:
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
     if options.center_histograms is not None:
         depending["loss_options"] = {"center_histograms": options.center_histograms}
+    if options.expressed_loss is not None:
+        chosen = None if options.expressed_loss == SAME_LOSS else options.expressed_loss
+        depending.setdefault("loss_options", {})["expressed_loss"] = chosen
     settings = dataclasses.replace(_settings(options), **depending)
     return _compare(
         settings,

@@ -100,13 +100,19 @@ def _add_compare(subparsers: Any) -> None:
         type=float,
         metavar="LAMBDA",
         help="one or more weights of the cross-batch term, between 0 and 1, each against the same plain "
-        f"runs (default: {_of_each_loss('cross_batch_weight')})",
+        f"runs (default: {_weight_of_each_loss()})",
     )
     compared.add_argument(
         "--center-histograms",
         action=argparse.BooleanOptionalAction,
         help="whether the loss centres the histograms before the fit (default: "
         f"{_of_each_loss('center_histograms')})",
+    )
+    compared.add_argument(
+        "--expressed-loss",
+        choices=[commands.SAME_LOSS, *_without_parameters()],
+        help="what is applied to expressed embeddings: the loss itself, or another one (default: "
+        f"{_of_each_loss('expressed_loss')})",
     )
     compared.add_argument(
         "--seeds",
@@ -170,8 +176,17 @@ def _add_compare(subparsers: Any) -> None:
     _add_seed_iterations_and_jobs(parser)
 
 
-def _of_each_loss(setting: str) -> str:
-    return ", ".join(f"{loss} {getattr(settings, setting)}" for loss, settings in comparison.LOSSES.items())
+def _weight_of_each_loss() -> str:
+    return ", ".join(f"{loss} {table.cross_batch_weight}" for loss, table in comparison.LOSSES.items())
+
+
+def _of_each_loss(option: str) -> str:
+    having = [loss for loss, table in comparison.LOSSES.items() if option in table.cross_batch_options]
+    return f"as the table of losses has it, for {', '.join(having)}" if having else "no"
+
+
+def _without_parameters() -> list[str]:
+    return [loss for loss, table in comparison.LOSSES.items() if table.learning_rate is None]
 
 
 def _add_look(subparsers: Any) -> None:

@@ -93,8 +93,7 @@ def plan_runs(
             )
             runs.append(dataclasses.replace(shared, loss_options={}, pooling_options={}))
             chosen = LOSSES[loss]
-            centred = {"center_histograms": True} if chosen.center_histograms else {}
-            options = {**centred, **settings.loss_options}
+            options = {**chosen.cross_batch_options, **settings.loss_options}
             runs += [
                 dataclasses.replace(shared, variant=XML, cross_batch_weight=weight, loss_options=options)
                 for weight in dict.fromkeys([chosen.cross_batch_weight] if weights is None else weights)

@@ -51,6 +51,9 @@ def cross_batch_loss(
 ) -> CrossBatchPrototypeLoss:
     """The XML loss of a run, as its settings have it."""
     options = {"cross_batch_weight": run.cross_batch_weight, "collect_stats": True, **run.loss_options}
+    name = options.get("expressed_loss")
+    if name is not None:
+        options["expressed_loss"] = LOSSES[name].build(0, run.embedding_size)
     return CrossBatchPrototypeLoss(loss, pooling=trunk, **options)
 
 

@@ -2,13 +2,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pytorch_metric_learning.losses import ContrastiveLoss
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pml_xbml import monitoring
-from pml_xbml.comparison.engine import PICTURE_FOLDER, LoadedRun, load_run
+from pml_xbml.comparison.engine import PICTURE_FOLDER, LoadedRun, cross_batch_loss, load_run
 from pml_xbml.comparison.run import PLAIN
-from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.trunks import PrototypePoolingTrunk
 
 
 class _ImageFiles(Dataset[tuple[Any, int]]):
@@ -48,9 +49,10 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
         raise ValueError(
             f"the run in {str(run_dir)!r} is a plain one, without prototypes to look at; give an XML run"
         )
+    assert isinstance(loaded.trunk, PrototypePoolingTrunk)
     name, dataset = _dataset(loaded, images)
     try:
-        loss = CrossBatchPrototypeLoss(pooling=loaded.trunk, **loaded.run.loss_options)
+        loss = cross_batch_loss(loaded.run, ContrastiveLoss(), loaded.trunk, loaded.embedder)
     except TypeError as error:
         raise ValueError(
             f"the run in {str(run_dir)!r} is one of the ablation, whose formulation "

@@ -1,7 +1,8 @@
 """The losses that a comparison knows by name, each with its settings, in one table."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pytorch_metric_learning import losses, miners
 
@@ -15,15 +16,16 @@ class LossSettings:
         build_miner: makes the tuple miner that the loss is used with, if any.
         learning_rate: of the loss's own parameters (proxies, class weights), if it has any.
         cross_batch_weight: λ of XML around it.
-        center_histograms: of ``CrossBatchPrototypeLoss`` around it. This and λ were chosen on validation
-            classes: CONTRIBUTING.md has the ablation.
+        cross_batch_options: more arguments of ``CrossBatchPrototypeLoss`` around it; an ``expressed_loss`` by
+            its name in this table. They and λ were chosen on validation classes: CONTRIBUTING.md has the
+            ablation.
     """
 
     build: Callable[[int, int], losses.BaseMetricLossFunction]
     build_miner: Callable[[], miners.BaseMiner] | None = None
     learning_rate: float | None = None
     cross_batch_weight: float = 0.1
-    center_histograms: bool = False
+    cross_batch_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: Proxies are drawn at random, so they learn at a rate of their own, as in Proxy Anchor's published code.

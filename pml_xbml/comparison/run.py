@@ -34,7 +34,8 @@ class Run:
             where they started.
         embedder_learning_rate: Adam's, of the linear layer.
         schedule: "cosine" (down to zero at the end) or "constant".
-        loss_options: more arguments of ``CrossBatchPrototypeLoss``, such as ``{"ridge": 0.5}``.
+        loss_options: more arguments of ``CrossBatchPrototypeLoss``, such as ``{"ridge": 0.5}``; an
+            ``expressed_loss`` by its name in the table ``LOSSES``.
         pooling_options: more arguments of ``PrototypePoolingTrunk``, such as ``{"num_prototypes": 128}``.
         dataloader_num_workers: of PML's trainer and tester.
         prototype_images: training images that the prototypes are chosen from by greedy k-center; 0 leaves

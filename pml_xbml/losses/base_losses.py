@@ -70,31 +70,31 @@ def base_loss_terms(
         yield from base_loss_terms(part, embeddings, labels, mined, part_weight)
 
 
-def check_base_loss(loss: object) -> None:
+def check_base_loss(loss: object, name: str = "loss") -> None:
     """Raises a TypeError that says what would do, if a loss cannot be the base of the cross-batch loss."""
     if isinstance(loss, pml_losses.MultipleLosses):
         for part in loss.losses.values() if loss.is_dict else loss.losses:
-            check_base_loss(part)
+            check_base_loss(part, name)
         return
     if isinstance(loss, LOSSES_WITHOUT_LABELS):
         raise TypeError(
-            f"loss must take class labels, of which the halves are made, got {type(loss).__name__}, which "
+            f"{name} must take class labels, of which the halves are made, got {type(loss).__name__}, which "
             "takes none"
         )
     if not isinstance(loss, pml_losses.BaseMetricLossFunction | pml_losses.CrossBatchMemory):
         raise TypeError(
-            "loss must be a loss of pytorch-metric-learning (a BaseMetricLossFunction, CrossBatchMemory or "
-            f"MultipleLosses), got {loss!r}. A DistributedLossWrapper goes around CrossBatchPrototypeLoss"
+            f"{name} must be a loss of pytorch-metric-learning (a BaseMetricLossFunction, CrossBatchMemory "
+            f"or MultipleLosses), got {loss!r}. A DistributedLossWrapper goes around CrossBatchPrototypeLoss"
         )
     base = Term(loss, None, None).loss_without_memory
     if isinstance(base.reducer, DoNothingReducer):
         raise TypeError(
-            f"loss must reduce to one number, got {type(base).__name__} with a DoNothingReducer: choose a "
+            f"{name} must reduce to one number, got {type(base).__name__} with a DoNothingReducer: choose a "
             "reducer that reduces, MeanReducer say"
         )
     if base.distance is None:
         raise TypeError(
-            "loss must have a distance, by which embeddings enter the fit, got "
+            f"{name} must have a distance, by which embeddings enter the fit, got "
             f"{type(loss).__name__}, which has none: pass the loss that it is put around"
         )
 

@@ -49,6 +49,10 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         center_histograms: subtract the batch's mean histogram before. What all images share tells none from
             another. It made much of the difference with ``ContrastiveLoss`` in our ablation, and little with
             other losses.
+        expressed_loss: the loss of Ŷ; ℓ if left out. For an ℓ with proxies or class weights give one that
+            compares samples with samples, such as ``ContrastiveLoss()``: proxies live among actual
+            embeddings, where a sample expressed by the other half looks like the other half's classes. It
+            sees all tuples, since a miner's are mined for ℓ, and must have no parameters of its own.
         **kwargs: ``embedding_regularizer``, ``embedding_reg_weight`` and ``collect_stats``, as every loss of
             pytorch-metric-learning takes them. The records of ``collect_stats`` are the two terms, as they
             enter the loss; the share of batches without two classes so far; and the
@@ -75,6 +79,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         ridge: float = 0.05,
         normalize_histograms: bool = True,
         center_histograms: bool = False,
+        expressed_loss: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         for name in ("distance", "reducer"):
@@ -92,7 +97,16 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             raise ValueError(f"ridge must be positive and finite, got {ridge}")
         loss = pml_losses.ContrastiveLoss() if loss is None else loss
         check_base_loss(loss)
+        if expressed_loss is not None:
+            check_base_loss(expressed_loss, "expressed_loss")
+            if any(True for _ in expressed_loss.parameters()):
+                raise ValueError(
+                    "expressed_loss must have no parameters of its own, got "
+                    f"{type(expressed_loss).__name__}: pass a loss that compares samples with samples, "
+                    "ContrastiveLoss() say"
+                )
         self.loss = loss
+        self.expressed_loss = expressed_loss
         self.cross_batch_weight = cross_batch_weight
         self.ridge = ridge
         self.normalize_histograms = normalize_histograms
@@ -148,12 +162,14 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         """
         self.reset_stats()
         labels = checked_labels(embeddings, labels)
-        if ref_emb is not None and not takes_references(self.loss):
-            raise ValueError(
-                f"ref_emb does not go with {type(self.loss).__name__} as loss, got one of shape "
-                f"{tuple(ref_emb.shape)}: leave it out"
-            )
-        if ref_emb is not None and ref_labels is None and indices_tuple is None:
+        for loss in (self.loss, self.expressed_loss):
+            if ref_emb is not None and loss is not None and not takes_references(loss):
+                raise ValueError(
+                    f"ref_emb does not go with {type(loss).__name__} as loss, got one of shape "
+                    f"{tuple(ref_emb.shape)}: leave it out"
+                )
+        needs_labels = indices_tuple is None or self.expressed_loss is not None
+        if ref_emb is not None and ref_labels is None and needs_labels:
             raise ValueError(
                 f"ref_labels are missing for the ref_emb of shape {tuple(ref_emb.shape)}: pass them, or an "
                 "indices_tuple"
@@ -203,7 +219,10 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         references = () if ref_emb is None else (ref_emb, ref_labels)
         cross_batch_loss: Tensor | int = 0
         if has_two_classes:
-            expressed = self._expressed(terms, embeddings, histograms, first_half)
+            expressed_terms = terms
+            if self.expressed_loss is not None:
+                expressed_terms = list(base_loss_terms(self.expressed_loss, embeddings, labels, None))
+            expressed = self._expressed(expressed_terms, embeddings, histograms, first_half)
             # Before the term of Y, so that what ℓ records of itself is of the embeddings that are deployed.
             cross_batch_loss = _sum(
                 term.weighted(
@@ -211,7 +230,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                         expressed[term.normalizes_embeddings], labels, term.indices_tuple, *references
                     )
                 )
-                for term in terms
+                for term in expressed_terms
             )
         elif wants_halves:
             cross_batch_loss = (embeddings * 0).sum()

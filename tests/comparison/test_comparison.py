@@ -29,7 +29,9 @@ def test_plan(tiny_run):
 
 
 def test_without_weights_the_table_has_one_for_each_loss(tiny_run, monkeypatch):
-    chosen = dataclasses.replace(LOSSES["triplet"], cross_batch_weight=0.7, center_histograms=True)
+    chosen = dataclasses.replace(
+        LOSSES["triplet"], cross_batch_weight=0.7, cross_batch_options={"center_histograms": True}
+    )
     monkeypatch.setitem(LOSSES, "triplet", chosen)
     settings = dataclasses.replace(tiny_run, loss_options={"ridge": 0.5})
     plain, xml = plan_runs(settings, ["triplet"], None, num_seeds=1)

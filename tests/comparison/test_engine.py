@@ -3,12 +3,13 @@ import json
 
 import pytest
 import torch
-from pytorch_metric_learning import testers, trainers
+from pytorch_metric_learning import losses, testers, trainers
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from pml_xbml.comparison import LOSSES, LoadedRun, Result, load_run, train
+from pml_xbml.comparison.engine import cross_batch_loss
 from pml_xbml.losses import CrossBatchPrototypeLoss
-from pml_xbml.trunks import PrototypePoolingTrunk
+from pml_xbml.trunks import PrototypePooling, PrototypePoolingTrunk
 
 
 @pytest.fixture
@@ -147,6 +148,16 @@ def test_prototypes_start_from_training_images(tiny_xml_run, tmp_path):
     assert drawn.cover_radius is None
     prototypes = [load_run(tmp_path / name).trunk.prototypes for name in ("chosen", "drawn")]
     assert not torch.allclose(*prototypes)
+
+
+def test_the_loss_of_expressed_embeddings_goes_by_its_name(tiny_xml_run):
+    options = {"expressed_loss": "triplet", "center_histograms": True}
+    run = dataclasses.replace(tiny_xml_run, loss="proxy_nca", loss_options=options)
+    pooling = PrototypePooling(4, 2)
+    loss = cross_batch_loss(run, LOSSES["proxy_nca"].build(3, 8), pooling, torch.nn.Identity())
+    assert isinstance(loss.expressed_loss, losses.TripletMarginLoss)
+    assert loss.center_histograms
+    assert run.loss_options == options
 
 
 def test_options_reach_loss_and_pooling(tiny_xml_run, tmp_path):

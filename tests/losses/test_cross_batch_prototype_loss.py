@@ -269,6 +269,40 @@ class TestEveryLossOfPML:
             CrossBatchPrototypeLoss(WITHOUT_LABELS[name]())
 
 
+class TestExpressedLoss:
+    def test_takes_the_place_of_the_base_on_expressed_embeddings(self):
+        embeddings, histograms = batch()
+        base = losses.ProxyAnchorLoss(num_classes=4, embedding_size=6).double()
+        other = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
+        # The distance of the loss that gets them decides how embeddings enter the fit.
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=False)
+        expected = 0.7 * base(embeddings, LABELS) + 0.3 * other(expressed, LABELS)
+        loss = CrossBatchPrototypeLoss(base, cross_batch_weight=0.3, expressed_loss=other)
+        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
+
+    def test_sees_all_tuples_and_not_those_mined_for_the_base(self):
+        embeddings, histograms = batch()
+        base, other = losses.TripletMarginLoss(), losses.ContrastiveLoss()
+        tuples = miners.TripletMarginMiner()(embeddings, LABELS)
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        expected = 0.9 * base(embeddings, LABELS, tuples) + 0.1 * other(expressed, LABELS)
+        loss = CrossBatchPrototypeLoss(base, expressed_loss=other)
+        torch.testing.assert_close(loss(embeddings, LABELS, tuples, histograms=histograms), expected)
+
+    def test_compares_with_references_too(self):
+        embeddings, histograms = batch()
+        references = {"ref_emb": torch.randn(9, 6).double(), "ref_labels": torch.arange(9) // 3}
+        base, other = losses.TripletMarginLoss(), losses.ContrastiveLoss()
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        expected = 0.9 * base(embeddings, LABELS, **references) + 0.1 * other(expressed, LABELS, **references)
+        loss = CrossBatchPrototypeLoss(base, expressed_loss=other)
+        got = loss(embeddings, LABELS, histograms=histograms, **references)
+        torch.testing.assert_close(got, expected)
+        pairs = tuple(torch.tensor(indices) for indices in ([0, 1], [2, 8], [0, 1], [4, 5]))
+        with pytest.raises(ValueError, match="ref_labels are missing"):
+            loss(embeddings, LABELS, pairs, ref_emb=references["ref_emb"], histograms=histograms)
+
+
 class TestTuplesAndReferences:
     @pytest.mark.parametrize("miner", [miners.MultiSimilarityMiner(), miners.TripletMarginMiner()])
     def test_a_miners_tuples_go_to_both_terms(self, miner):
@@ -493,6 +527,12 @@ class TestBadInput:
             ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance.* got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
             ({"typo": 1}, TypeError, "typo"),
+            (
+                {"expressed_loss": losses.ProxyNCALoss(4, 6)},
+                ValueError,
+                "expressed_loss must have no parameters of its own, got ProxyNCALoss",
+            ),
+            ({"expressed_loss": torch.nn.MSELoss()}, TypeError, "expressed_loss must be a loss of"),
         ],
     )
     def test_at_construction(self, options, error, message):
