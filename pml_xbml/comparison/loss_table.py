@@ -28,27 +28,41 @@ class LossSettings:
     cross_batch_options: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What validation classes chose beside λ: for losses of pairs and triplets, and for those with proxies.
+CENTRED = {"center_histograms": True}
+CENTRED_AND_CONTRASTIVE = {"center_histograms": True, "expressed_loss": "contrastive"}
+
 #: Proxies are drawn at random, so they learn at a rate of their own, as in Proxy Anchor's published code.
 PROXY_LEARNING_RATE = 1e-2
 
 LOSSES: dict[str, LossSettings] = {
-    "contrastive": LossSettings(lambda num_classes, size: losses.ContrastiveLoss(pos_margin=0, neg_margin=1)),
-    "triplet": LossSettings(lambda num_classes, size: losses.TripletMarginLoss(margin=0.2)),
+    "contrastive": LossSettings(
+        lambda num_classes, size: losses.ContrastiveLoss(pos_margin=0, neg_margin=1),
+        cross_batch_weight=0.3,
+        cross_batch_options=CENTRED,
+    ),
+    "triplet": LossSettings(
+        lambda num_classes, size: losses.TripletMarginLoss(margin=0.2), cross_batch_options=CENTRED
+    ),
     "multi_similarity": LossSettings(
         lambda num_classes, size: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
         build_miner=lambda: miners.MultiSimilarityMiner(epsilon=0.1),
+        cross_batch_options=CENTRED,
     ),
     "proxy_anchor": LossSettings(
         lambda num_classes, size: losses.ProxyAnchorLoss(num_classes, size, margin=0.1, alpha=32),
         learning_rate=PROXY_LEARNING_RATE,
+        cross_batch_options=CENTRED_AND_CONTRASTIVE,
     ),
     "proxy_nca": LossSettings(
         # The temperature of 1/9 is ProxyNCA++'s (Teh, DeVries, Taylor, ECCV 2020).
         lambda num_classes, size: losses.ProxyNCALoss(num_classes, size, softmax_scale=9),
         learning_rate=PROXY_LEARNING_RATE,
+        cross_batch_options=CENTRED_AND_CONTRASTIVE,
     ),
     "normalized_softmax": LossSettings(
         lambda num_classes, size: losses.NormalizedSoftmaxLoss(num_classes, size, temperature=0.05),
         learning_rate=PROXY_LEARNING_RATE,
+        cross_batch_options=CENTRED_AND_CONTRASTIVE,
     ),
 }
