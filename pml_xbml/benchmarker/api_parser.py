@@ -29,6 +29,7 @@ _KINDS_OF_NESTED_CLASSES = {
     "distance": "distance",
     "embedding_regularizer": "regularizer",
     "loss": "loss",
+    "expressed_loss": "loss",
     "miner": "miner",
     "reducer": "reducer",
     "trunk": "model",

@@ -40,7 +40,7 @@ class LossFactory(factories.LossFactory):
         for name, nested in arguments.items():
             if nested is None:
                 continue
-            if name == "loss":
+            if name in ("loss", "expressed_loss"):
                 arguments[name] = create_loss(nested)
             elif name == "losses":
                 arguments[name] = [create_loss({k: v}) for k, v in nested.items()]

@@ -50,6 +50,21 @@ def test_nested_loss_has_its_own_distance_reducer_and_regularizer(create):
     assert loss.loss.embedding_regularizer.p == 1
 
 
+def test_loss_of_expressed_embeddings(create):
+    loss, _ = create(
+        "CrossBatchPrototypeLoss",
+        {
+            "loss": {"ProxyNCALoss": {"softmax_scale": 9}},
+            "center_histograms": True,
+            "expressed_loss": {"ContrastiveLoss": {"neg_margin": 0.7}},
+        },
+    )
+    assert loss.center_histograms
+    assert loss.loss.proxies.shape == (7, 16)
+    assert isinstance(loss.expressed_loss, losses.ContrastiveLoss)
+    assert loss.expressed_loss.neg_margin == 0.7
+
+
 def test_memory_in_a_cross_batch_loss(create):
     loss, _ = create(
         "CrossBatchPrototypeLoss",
