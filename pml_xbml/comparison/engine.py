@@ -218,8 +218,15 @@ def _train(
             )  # fmt: skip
             accuracies = tester.all_accuracies[splits.test_query]
             test = {metric: float(accuracies[tester.accuracies_keyname(metric)]) for metric in METRICS}
-    finally:
+    except BaseException:
+        # Ctrl-C in the middle of a save leaves it half done, and saving again may fail. That must not hide
+        # what ended the run; a resumed one goes on from its checkpoint.
+        with contextlib.suppress(Exception):
+            record_keeper.save_records()
+        raise
+    else:
         record_keeper.save_records()
+    finally:
         tensorboard_writer.close()
     return Result(
         run=run,

@@ -82,8 +82,10 @@ def test_the_best_model_is_a_trained_one(run, small_run, logs):
         *small_run,
         "--num_epochs_train", "1",
         "--split_manager", "{ClassDisjointSplitManager: {num_training_partitions: 2, num_training_sets: 1}}",
-        # A rate that forgets everything.
-        "--optimizers", "{trunk_optimizer: {Adam: {lr: 100.0}}, embedder_optimizer: {Adam: {lr: 100.0}}}",
+        # Up the loss instead of down.
+        "--optimizers",
+        "{trunk_optimizer: {Adam: {lr: 0.01, maximize: True}}, "
+        "embedder_optimizer: {Adam: {lr: 0.01, maximize: True}}}",
     )  # fmt: skip
     fold = folder / "experiments" / "worse" / "Test50_50_Partitions2_0"
     untrained, trained = (
