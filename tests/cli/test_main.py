@@ -233,6 +233,8 @@ def test_ctrl_c_in_a_benchmark_tells_how_to_go_on(monkeypatch, capsys):
 
 def run_in_a_session_of_its_own(line):
     os.setsid()
+    # Started in the background of a shell, pytest ignores Ctrl-C, and its children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     raise SystemExit(main(line))
 
 
