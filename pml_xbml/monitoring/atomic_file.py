@@ -21,7 +21,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     folder, name = os.path.split(os.path.abspath(path))
     partial_path = os.path.join(folder, f".{name}.partial")
     with open(partial_path, "wb") as file:
-        yield file
+        try:
+            yield file
+        except Exception as error:
+            # Interrupted by Ctrl-C, torch.save raises that its file is incomplete, which hides the interrupt.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial_path, path)

@@ -24,6 +24,20 @@ def test_an_error_leaves_the_former_file(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
+def test_an_interrupt_that_torch_save_hides_stays_one(tmp_path):
+    def interrupted_save():
+        try:
+            raise KeyboardInterrupt
+        finally:  # as torch.save's zip file does when it is closed halfway
+            raise RuntimeError("unexpected pos 490944 vs 490832")
+
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file"):
+        interrupted_save()
+    with pytest.raises(RuntimeError, match="unexpected"), atomic_file(tmp_path / "file"):
+        raise RuntimeError("unexpected")
+    assert not (tmp_path / "file").exists()
+
+
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_a_killed_process_leaves_the_former_file(tmp_path, step):
     (tmp_path / "file").write_bytes(b"whole")
