@@ -602,6 +602,9 @@ def cross_batch_expression(
 
         Ŷ_1 = Z_1 A_2,   Ŷ_2 = Z_2 A_1
 
+    What is inverted is float64, whatever autocast says; what has the size of the embeddings is multiplied in
+    their precision, at least float32. Relative errors stay below 1e-3 for ε ≥ 1e-6, gradients' too.
+
     Args:
         histograms: Z, (N, m).
         embeddings: Y, (N, D), as the distance of the metric loss sees them.
