@@ -1,6 +1,8 @@
+import itertools
 import shutil
 
 import pytest
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 VALIDATION = "accuracies_normalized_GlobalEmbeddingSpaceTester_level_0_VAL_vs_self"
 
@@ -76,16 +78,20 @@ def test_nothing_is_trained_twice(train_on, copied, experiments, logs):
     assert validated_epochs(logs, copied / experiments.folds[0]) == [-1, 0, 1, 2]
 
 
-def test_the_best_model_is_a_trained_one(run, small_run, logs):
+def test_the_best_model_is_a_trained_one(run, small_run, logs, monkeypatch):
+    get_accuracy, num_calls = AccuracyCalculator.get_accuracy, itertools.count()
+
+    def ever_worse(*arguments, **options):
+        factor = 0.5 ** next(num_calls)
+        accuracies = get_accuracy(*arguments, **options)
+        return {name: value * factor for name, value in accuracies.items()}
+
+    monkeypatch.setattr(AccuracyCalculator, "get_accuracy", ever_worse)
     folder = run(
         "--experiment_name", "worse",
         *small_run,
         "--num_epochs_train", "1",
         "--split_manager", "{ClassDisjointSplitManager: {num_training_partitions: 2, num_training_sets: 1}}",
-        # Up the loss instead of down.
-        "--optimizers",
-        "{trunk_optimizer: {Adam: {lr: 0.01, maximize: True}}, "
-        "embedder_optimizer: {Adam: {lr: 0.01, maximize: True}}}",
     )  # fmt: skip
     fold = folder / "experiments" / "worse" / "Test50_50_Partitions2_0"
     untrained, trained = (
