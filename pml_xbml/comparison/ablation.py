@@ -71,6 +71,11 @@ def _weights(name: str, **loss: Any) -> Iterator[Variant]:
     return (Variant(name, f"{weight:g}", weight, loss) for weight in (0.05, 0.1, 0.3, 0.5, 0.9))
 
 
+def _centred(question: str, answer: str, weights: Sequence[float], **loss: Any) -> Iterator[Variant]:
+    options = {"histograms": "centred", **loss}
+    return (Variant(f"centred, λ = {weight}{question}", answer, weight, options) for weight in weights)
+
+
 PLAIN_VARIANT = Variant("plain", "training", None)
 BATCH_OF_128 = {"batch_size": 128, "iterations": ITERATIONS // 2, "iterations_per_epoch": ITERATIONS // 4}
 PLAIN_BATCH_OF_128 = Variant("plain", "batch 128", None, run=BATCH_OF_128)
@@ -105,33 +110,9 @@ VARIANTS: Sequence[Variant] = (
         Variant(f"λ = {weight}, ℓ's proxies", "not trained by ℓ(Ŷ)", weight, loss={"proxies": "kept"})
         for weight in (0.1, 0.3)
     ),
-    *(
-        Variant(
-            f"centred, λ = {weight}, on Ŷ",
-            "contrastive loss",
-            weight,
-            loss={"histograms": "centred", "expressed_by": "contrastive"},
-        )
-        for weight in (0.1, 0.3, 0.5)
-    ),
-    *(
-        Variant(
-            f"centred, λ = {weight}, on Ŷ",
-            "all tuples, mined or not",
-            weight,
-            loss={"histograms": "centred", "shares_tuples": False},
-        )
-        for weight in (0.1, 0.3)
-    ),
-    *(
-        Variant(
-            f"centred, λ = {weight},",
-            "balanced by gradients",
-            weight,
-            loss={"histograms": "centred", "schedule": "balanced"},
-        )
-        for weight in (0.1, 0.3)
-    ),
+    *_centred(", on Ŷ", "contrastive loss", (0.1, 0.3, 0.5), expressed_by="contrastive"),
+    *_centred(", on Ŷ", "all tuples, mined or not", (0.1, 0.3), shares_tuples=False),
+    *_centred(",", "balanced by gradients", (0.1, 0.3), schedule="balanced"),
 )
 
 
