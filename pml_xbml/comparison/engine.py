@@ -141,8 +141,9 @@ def load_run(folder: str | Path) -> LoadedRun:
         raise ValueError(
             f"the run in {str(folder)!r} has no model yet: it was stopped before its first validation"
         )
-    trunk, embedder = _build_models(run)
-    _load_models({"trunk": trunk, "embedder": embedder}, suffix, folder, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    trunk, embedder = _build_models(run, cpu)
+    _load_models({"trunk": trunk, "embedder": embedder}, suffix, folder, cpu)
     return LoadedRun(run, best_epoch, trunk.eval(), embedder.eval(), _load_splits(run))
 
 
@@ -243,19 +244,24 @@ def _load_splits(run: Run) -> Splits:
     return load_splits(run.dataset, run.root, run.train_classes, run.image_size)
 
 
-def _build_models(run: Run) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _build_models(run: Run, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Trunk and embedder, with the same weights for plain and XML, whose prototypes are drawn apart."""
     _seed_everything(run.seed)
     pooling_options = {"collect_stats": True, **run.pooling_options}
     wrapped = PrototypePoolingTrunk(build_network(run.trunk, run.weights), **pooling_options)
     embedder = torch.nn.Linear(wrapped.num_features, run.embedding_size)
-    return (wrapped.unwrap() if run.variant == PLAIN else wrapped), embedder
+    trunk = wrapped.unwrap() if run.variant == PLAIN else wrapped
+    if device.type == "cpu":
+        # A step takes less time so: a quarter to two fifths with the small trunk and EfficientNet-lite0, a
+        # tenth with ResNet-18.
+        trunk.to(memory_format=torch.channels_last)
+    return trunk.to(device), embedder.to(device)
 
 
 def _build_trainable(
     run: Run, train: ClassSubset, make_loss: MakeLoss, device: torch.device
 ) -> tuple[dict[str, torch.nn.Module], torch.nn.Module, float | None]:
-    trunk, embedder = (model.to(device) for model in _build_models(run))
+    trunk, embedder = _build_models(run, device)
     loss: torch.nn.Module = LOSSES[run.loss].build(len(train.classes), run.embedding_size)
     cover_radius = None
     if isinstance(trunk, PrototypePoolingTrunk):
