@@ -109,8 +109,10 @@ class StudyLoss(torch.nn.Module):
     @contextlib.contextmanager
     def _keeping_proxies(self) -> Iterator[None]:
         self.loss.requires_grad_(False)
-        yield
-        self.loss.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.loss.requires_grad_(True)
 
     def _keep_feature_map(self, pooling: torch.nn.Module, inputs: tuple[Tensor]) -> None:
         (self._feature_map,) = inputs
