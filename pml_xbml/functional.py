@@ -85,8 +85,7 @@ def _root(squares: Tensor) -> Tensor:
 
 
 def _inverse(norm: Tensor) -> Tensor:
-    has_direction = norm > _SHORTEST_DIRECTED_NORM
-    return torch.where(has_direction, norm, 1.0).reciprocal() * has_direction
+    return torch.where(norm > _SHORTEST_DIRECTED_NORM, norm, torch.inf).reciprocal()
 
 
 def _similarities(features: Tensor, prototypes: Tensor, similarity: str) -> Tensor:

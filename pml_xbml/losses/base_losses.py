@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
 from pytorch_metric_learning.reducers import DoNothingReducer
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 # These refuse class labels, of which the halves are made.
@@ -32,6 +34,13 @@ class Term:
     def normalizes_embeddings(self) -> bool:
         """Whether the loss's distance divides embeddings by their norm."""
         return bool(self.loss_without_memory.distance.normalize_embeddings)
+
+    def with_all_pairs(self, labels: Tensor, ref_labels: Tensor | None) -> Term:
+        """With the pairs that a loss of pairs makes of the labels where it gets none: once for both calls."""
+        makes_all_pairs = getattr(type(self.loss), "compute_loss", None) is GenericPairLoss.compute_loss
+        if self.indices_tuple is not None or not makes_all_pairs:
+            return self
+        return replace(self, indices_tuple=lmu.get_all_pairs_indices(labels, ref_labels))
 
     def weighted(self, value: Tensor) -> Tensor:
         return value if self.weight is None else value * self.weight

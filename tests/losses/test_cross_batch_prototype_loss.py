@@ -8,6 +8,7 @@ import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import distributed as pml_distributed
+from pytorch_metric_learning.utils import loss_and_miner_utils
 from sklearn.linear_model import Ridge
 
 from pml_xbml.losses import CrossBatchPrototypeLoss
@@ -314,6 +315,22 @@ class TestTuplesAndReferences:
         got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, tuples, histograms=histograms)
         torch.testing.assert_close(got, expected)
 
+    @pytest.mark.parametrize("references", [False, True])
+    def test_pairs_of_all_samples_are_made_once_for_both_terms(self, monkeypatch, references):
+        embeddings, histograms = batch()
+        arguments = (
+            {"ref_emb": torch.randn(9, 6).double(), "ref_labels": torch.arange(9)} if references else {}
+        )
+        made = []
+        make = loss_and_miner_utils.get_all_pairs_indices
+        monkeypatch.setattr(
+            loss_and_miner_utils,
+            "get_all_pairs_indices",
+            lambda *labels: made.append(labels) or make(*labels),
+        )
+        CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms, **arguments)
+        assert len(made) == 1
+
     def test_references_go_to_both_terms(self):
         embeddings, histograms = batch()
         references, reference_labels = torch.randn(9, 6).double(), torch.arange(9) // 3
@@ -574,7 +591,7 @@ class TestBadInput:
     @pytest.mark.parametrize("weight", [0, 0.1])
     @pytest.mark.parametrize("labels", [LABELS, torch.zeros(16)], ids=["four classes", "one class"])
     @pytest.mark.parametrize("name", ["embeddings", "histograms", "ref_emb"])
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_values_that_are_not_finite(self, weight, labels, name, value):
         embeddings, histograms = batch(requires_grad=False)
         arguments = {"embeddings": embeddings, "histograms": histograms, "ref_emb": embeddings.clone()}
@@ -582,6 +599,17 @@ class TestBadInput:
         loss = CrossBatchPrototypeLoss(cross_batch_weight=weight)
         with pytest.raises(ValueError, match=rf"must be finite, got {name} .* with 1 values that are not"):
             loss(labels=labels, ref_labels=labels, **arguments)
+
+    def test_finite_values_beyond_float32_beside_others_are_no_error(self):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss()
+        assert loss(embeddings * 1e100, LABELS, histograms=histograms.float()).isfinite()
+
+    def test_no_references_at_all_are_no_error(self):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss()
+        none = {"ref_emb": embeddings[:0], "ref_labels": LABELS[:0]}
+        assert loss(embeddings, LABELS, histograms=histograms, **none) == 0
 
     @pytest.mark.parametrize("weight", [0, 0.1])
     @pytest.mark.parametrize("name", ["embeddings", "histograms"])
