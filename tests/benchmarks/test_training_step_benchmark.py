@@ -1,4 +1,5 @@
 import json
+import statistics
 
 import torch
 import torchvision
@@ -66,12 +67,16 @@ def test_time(ratio, device):
 
 
 def test_peak_memory(benchmark, device, report, tmp_path):
+    ratios = []
+
     def measure():
-        return [
+        ours, reference = (
             peak_memory(training_step(device, with_prototypes), device, tmp_path / "trace.json")
             for with_prototypes in (True, False)
-        ]
+        )
+        ratios.append(ours / reference)
 
-    ours, reference = benchmark.pedantic(measure, rounds=1)
-    benchmark.extra_info["ratio"] = ours / reference
-    report("training step of a ResNet, peak memory", "the same", "≤ 1.03", ours / reference)
+    # The convolutions' own buffers come and go: the same step measures up to 5% apart on a CPU.
+    benchmark.pedantic(measure, rounds=9)
+    benchmark.extra_info["ratio"] = statistics.median(ratios)
+    report("training step of a ResNet, peak memory", "the same", "≤ 1.03", statistics.median(ratios))
