@@ -47,8 +47,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         normalize_histograms: L2-normalise the rows of Z before the fit. On the simplex their entries are
             about 1/m, and a ridge would swamp them.
         center_histograms: subtract the batch's mean histogram before. What all images share tells none from
-            another. It made much of the difference with ``ContrastiveLoss`` in our ablation, and little with
-            other losses.
+            another. It made much of the difference with ``ContrastiveLoss`` in our ablation, little with
+            other losses, and did harm where a pretrained network was fine-tuned.
         expressed_loss: the loss of Ŷ; ℓ if left out. For an ℓ with proxies or class weights give one that
             compares samples with samples, such as ``ContrastiveLoss()``: proxies live among actual
             embeddings, where a sample expressed by the other half looks like the other half's classes. It
