@@ -252,8 +252,7 @@ def _build_models(run: Run, device: torch.device) -> tuple[torch.nn.Module, torc
     embedder = torch.nn.Linear(wrapped.num_features, run.embedding_size)
     trunk = wrapped.unwrap() if run.variant == PLAIN else wrapped
     if device.type == "cpu":
-        # A step takes less time so: a quarter to two fifths with the small trunk and EfficientNet-lite0, a
-        # tenth with ResNet-18.
+        # There convolutions and poolings take less time so, those of small and mobile networks most.
         trunk.to(memory_format=torch.channels_last)
     return trunk.to(device), embedder.to(device)
 

@@ -314,7 +314,7 @@ def _facts(inputs: list[Tensor], labels: Tensor | None) -> tuple[bool, bool]:
     Both are read in one go: with the batches of :class:`~pml_xbml.samplers.DisjointClassPairSampler` it is
     the only time that a step waits for the device, and other halves need not be looked for.
     """
-    # NaN and infinities are extremes too. To look at every value takes ten times as long on a CPU.
+    # NaN and infinities are extremes too, and to look at every value takes longer.
     extremes = [extreme for values in inputs if len(values) for extreme in values.detach().aminmax()]
     is_finite = torch.stack(extremes).isfinite().all()
     if labels is None or len(labels) % 2 == 1:
