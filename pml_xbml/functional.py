@@ -24,10 +24,10 @@ __all__ = [
     "greedy_k_center",
     "hard_assignments",
     "histograms",
-    "histograms_for_the_fit",
+    "l2_normalize",
+    "prepare_histograms",
     "recursive_ridge_fit",
     "ridge_fit",
-    "unit_vectors",
 ]
 
 SIMILARITIES = ("cosine", "dot")
@@ -40,7 +40,7 @@ _SHORTEST_DIRECTED_NORM = 1e-12
 _CACHED_BYTES = 2**20
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
+def l2_normalize(vectors: Tensor) -> Tensor:
     """Divides vectors by their Euclidean norm; a zero vector stays zero, and so does its gradient.
 
     Args:
@@ -91,7 +91,7 @@ def _inverse(norm: Tensor) -> Tensor:
 def _similarities(features: Tensor, prototypes: Tensor, similarity: str) -> Tensor:
     """s(ν_i, x_j) for all prototypes i and local features j, (B, n, m)."""
     if similarity == "cosine":
-        products = _products(features, unit_vectors(prototypes))
+        products = _products(features, l2_normalize(prototypes))
         return products * _inverse_norm(features)
     if similarity == "dot":
         return _products(features, prototypes)
@@ -181,7 +181,7 @@ def histograms(
     return assignments(features, prototypes, temperature, similarity).mean(dim=-1)
 
 
-def histograms_for_the_fit(histograms: Tensor, normalize: bool = True, center: bool = False) -> Tensor:
+def prepare_histograms(histograms: Tensor, normalize: bool = True, center: bool = False) -> Tensor:
     """The rows of Z as they enter the fit.
 
     On the simplex the entries are about 1/m, and a ridge would swamp them: hence the normalisation. What all
@@ -197,7 +197,7 @@ def histograms_for_the_fit(histograms: Tensor, normalize: bool = True, center: b
         (N, m).
     """
     if not center:
-        return unit_vectors(histograms) if normalize else histograms
+        return l2_normalize(histograms) if normalize else histograms
     centred = histograms - histograms.mean(dim=0)
     if not normalize:
         return centred
@@ -634,7 +634,7 @@ def _express_halves(halves: Tensor, targets: Tensor, ridge: float) -> Tensor:
     return expressed
 
 
-def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
+def class_disjoint_halves(labels: Tensor, world_size: int = 1) -> Tensor:
     """Splits a batch into two halves that share no class.
 
     If the first halves of all blocks together share no class with the second halves of all blocks, those are
@@ -644,7 +644,7 @@ def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
 
     Args:
         labels: (N,), of any dtype that sorts.
-        num_blocks: of how many equally long blocks the batch consists, one from each process.
+        world_size: of how many equally long blocks the batch consists, one from each process.
 
     Returns:
         (N,) bool, True for the first half. All True if there is one class only. Nothing waits for the
@@ -660,9 +660,9 @@ def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
         tensor([ True, False,  True, False,  True])
     """
     num_samples = len(labels)
-    if not 1 <= num_blocks <= num_samples:
+    if not 1 <= world_size <= num_samples:
         raise ValueError(
-            f"num_blocks must lie between 1 and the number of labels, {num_samples}, got {num_blocks}"
+            f"world_size must lie between 1 and the number of labels, {num_samples}, got {world_size}"
         )
     position = torch.arange(num_samples, device=labels.device)
     sorted_labels, order = labels.sort(stable=True)
@@ -670,7 +670,7 @@ def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
     is_new_class[1:] = sorted_labels[1:] != sorted_labels[:-1]
     class_index = torch.empty_like(position).scatter_(0, order, is_new_class.cumsum(0))
 
-    block_size = num_samples // num_blocks
+    block_size = num_samples // world_size
     in_first = position % block_size < block_size // 2
     zeros = torch.zeros_like(position)
     first_sizes = zeros.scatter_add(0, class_index, in_first.long())
@@ -684,7 +684,7 @@ def class_disjoint_halves(labels: Tensor, num_blocks: int = 1) -> Tensor:
     cut = torch.where(dealt < num_samples, imbalance, num_samples**2 + position).argmin()
     class_is_first = torch.zeros_like(in_first).scatter_(0, by_size, position <= cut)
 
-    keeps_blocks = ~is_shared.any() & (num_samples == num_blocks * block_size) & (block_size % 2 == 0)
+    keeps_blocks = ~is_shared.any() & (num_samples == world_size * block_size) & (block_size % 2 == 0)
     return torch.where(keeps_blocks, in_first, class_is_first[class_index])
 
 

@@ -8,6 +8,8 @@ import torch
 from hypothesis import settings
 from tqdm import tqdm
 
+pytest_plugins = ("tests.tiny_training",)
+
 matplotlib.use("Agg")
 # Tests kill processes that they forked. tqdm's own lock is shared with those, and one that dies while it
 # draws a bar would keep it; and a thread that holds a lock while a process is forked leaves it locked there.

@@ -157,7 +157,7 @@ class TestLemma1:
     """‖Σ_i z_i ν_i − (1/n) Σ_j x_j‖ ≤ δ for unit features, unsmoothed z, prototypes by k-center."""
 
     def gap_and_radius(self, features, num_prototypes):
-        features = functional.unit_vectors(features)
+        features = functional.l2_normalize(features)
         points = features.flatten(0, 1)
         centers, radius = functional.greedy_k_center(points, num_prototypes)
         prototypes = points[centers]
@@ -304,20 +304,20 @@ class TestHistogramsForTheFit:
         z = simplex(6, 4)
         centred = z - z.sum(0) / 6
         expected = torch.stack([row / (row @ row).sqrt() for row in centred])
-        torch.testing.assert_close(functional.histograms_for_the_fit(z, True, True), expected)
-        torch.testing.assert_close(functional.histograms_for_the_fit(z, False, True), centred)
-        torch.testing.assert_close(functional.histograms_for_the_fit(z, False, False), z)
+        torch.testing.assert_close(functional.prepare_histograms(z, True, True), expected)
+        torch.testing.assert_close(functional.prepare_histograms(z, False, True), centred)
+        torch.testing.assert_close(functional.prepare_histograms(z, False, False), z)
 
     def test_what_differs_by_rounding_alone_gets_no_direction_and_a_bounded_gradient(self):
         z = (simplex(1, 4) + 1e-9 * double(6, 4)).requires_grad_()
-        rows = functional.histograms_for_the_fit(z, True, True)
+        rows = functional.prepare_histograms(z, True, True)
         assert rows.abs().max() < 1e-4
         (gradient,) = torch.autograd.grad((rows * double(6, 4)).sum(), z)
         assert gradient.abs().max() < 1e5
 
     def test_silenced_rows_stay_zero(self):
         z = torch.zeros(4, 3, requires_grad=True)
-        rows = functional.histograms_for_the_fit(z, True, True)
+        rows = functional.prepare_histograms(z, True, True)
         rows.sum().backward()
         assert torch.equal(rows, torch.zeros(4, 3))
         assert z.grad.isfinite().all()
@@ -325,7 +325,7 @@ class TestHistogramsForTheFit:
     @pytest.mark.parametrize("normalize", [True, False])
     def test_pass_gradcheck(self, normalize):
         z = simplex(5, 4).requires_grad_()
-        assert torch.autograd.gradcheck(lambda z: functional.histograms_for_the_fit(z, normalize, True), z)
+        assert torch.autograd.gradcheck(lambda z: functional.prepare_histograms(z, normalize, True), z)
 
 
 class TestCrossBatchExpression:
@@ -355,14 +355,14 @@ class TestCrossBatchExpression:
     @pytest.mark.parametrize("first_half", [None, torch.tensor([True, False, False, True, False, True])])
     def test_passes_gradcheck_from_histograms_to_expression(self, first_half, num_prototypes):
         def expressed(features, prototypes, embeddings):
-            z = functional.unit_vectors(functional.histograms(features, prototypes, 0.5))
-            return functional.cross_batch_expression(z, functional.unit_vectors(embeddings), 0.05, first_half)
+            z = functional.l2_normalize(functional.histograms(features, prototypes, 0.5))
+            return functional.cross_batch_expression(z, functional.l2_normalize(embeddings), 0.05, first_half)
 
         inputs = double(6, 3, 4), double(num_prototypes, 4), double(6, 2)
         assert torch.autograd.gradcheck(expressed, [tensor.requires_grad_() for tensor in inputs])
 
     def test_a_half_expresses_itself_exactly_without_a_ridge(self):
-        z, y = functional.unit_vectors(simplex(6, 10)), double(6, 4)
+        z, y = functional.l2_normalize(simplex(6, 10)), double(6, 4)
         itself = functional.express(z, functional.ridge_fit(z, y, 1e-12))
         torch.testing.assert_close(itself, y, rtol=1e-6, atol=1e-6)
 
@@ -373,8 +373,8 @@ class TestCrossBatchExpression:
     @pytest.mark.parametrize("num_samples", [8, 64, 512])
     @pytest.mark.parametrize("ridge", [1e-6, 1e-4])
     def test_duplicated_float32_histograms_are_fitted_to_a_thousandth(self, num_samples, ridge):
-        z = functional.unit_vectors(simplex(4, 64)).float().repeat(num_samples // 4, 1)
-        y = functional.unit_vectors(double(num_samples, 8)).float()
+        z = functional.l2_normalize(simplex(4, 64)).float().repeat(num_samples // 4, 1)
+        y = functional.l2_normalize(double(num_samples, 8)).float()
         got = functional.cross_batch_expression(z, y, ridge).double()
         first_half = torch.arange(num_samples) < num_samples // 2
         expected = self.by_sklearn(z.double(), y.double(), first_half, ridge)

@@ -270,7 +270,7 @@ def test_features_that_are_no_floating_point_tensors_are_named(method, value):
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_the_gradient_of_a_zero_vector_is_zero(layout):
     vectors = torch.zeros(3, 4, requires_grad=True)
-    functional.unit_vectors(laid_out(vectors, layout)).sum().backward()
+    functional.l2_normalize(laid_out(vectors, layout)).sum().backward()
     assert torch.equal(vectors.grad, torch.zeros(3, 4))
 
 
@@ -307,7 +307,7 @@ def test_fit_and_expression(given_halves):
 @given(tensors(3, 4, dtypes=FINITE_FLOATS, kinds=FINITE_KINDS))
 def test_unit_vectors(leaf_and_vectors):
     leaf, vectors = leaf_and_vectors
-    directions = functional.unit_vectors(vectors)
+    directions = functional.l2_normalize(vectors)
     norms = directions.double().norm(dim=-1)
     assert (((norms - 1).abs() < 0.01) | (norms == 0)).all()
     assert_finite_gradients(directions.square().sum() + directions.sum(), [leaf])
@@ -315,11 +315,11 @@ def test_unit_vectors(leaf_and_vectors):
 
 @fuzzed
 @given(sizes.flatmap(label_tensors).filter(lambda labels: not labels.is_complex()), st.integers(1, 3))
-def test_class_disjoint_halves(labels, num_blocks):
+def test_class_disjoint_halves(labels, world_size):
     try:
-        first_half = functional.class_disjoint_halves(labels, num_blocks)
+        first_half = functional.class_disjoint_halves(labels, world_size)
     except ValueError:
-        assert len(labels) < num_blocks
+        assert len(labels) < world_size
         return
     values = labels.tolist()
     if values != [value for value in values if value == value]:

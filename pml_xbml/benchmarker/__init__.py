@@ -1,5 +1,5 @@
 """powerful-benchmarker 0.9.33 on today's PyTorch and pytorch-metric-learning, with this plugin."""
 
-from pml_xbml.benchmarker.command_line import main
+from .command_line import main
 
 __all__ = ["main"]

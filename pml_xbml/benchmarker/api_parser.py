@@ -5,8 +5,8 @@ import numpy as np
 import torch
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
-from pml_xbml.monitoring.random_state import preserved_random_state
-from pml_xbml.trunks import PrototypePoolingTrunk
+from ..checkpoint.random_state import preserved_random_state
+from ..trunks import PrototypePoolingTrunk
 
 # Prototypes are chosen among the local features of so many images.
 _NUM_IMAGES_FOR_PROTOTYPES = 256

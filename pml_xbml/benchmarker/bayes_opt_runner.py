@@ -10,8 +10,8 @@ from typing import Any
 
 from ax.service.utils.instantiation import ObjectiveProperties
 
-from pml_xbml.benchmarker.record_keeper import RecordKeeper
-from pml_xbml.benchmarker.runner import PluginRunnerMixin, SingleExperimentRunner
+from .record_keeper import RecordKeeper
+from .runner import PluginRunnerMixin, SingleExperimentRunner
 
 # Names are lent to these modules, which a type checker would not have.
 ax_client_module: Any = importlib.import_module("ax.service.ax_client")

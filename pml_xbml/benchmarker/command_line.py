@@ -42,12 +42,12 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 0 if wants_help else 1
-    from pml_xbml.benchmarker.borrowed_names import borrowed_names
+    from .pml_compat import pml_compat
 
     options, arguments = parser.parse_known_args(argv)
     if options.bayes_opt_iters > 0 and importlib.util.find_spec("ax") is None:
         parser.error("--bayes_opt_iters needs ax-platform: pip install 'ax-platform>=1.1'")
-    with borrowed_names():
+    with pml_compat():
         if wants_help:
             _print_help(parser, options.root_config_folder)
             return 0
@@ -110,16 +110,16 @@ def _build_runner(options: argparse.Namespace, arguments: list[str]) -> Any:
     arguments_of_runner = dict(vars(options))
     search = {name: arguments_of_runner.pop(name) for name in ("bayes_opt_iters", "reproductions")}
     if search["bayes_opt_iters"] > 0:
-        from pml_xbml.benchmarker.bayes_opt_runner import BayesOptRunner
+        from .bayes_opt_runner import BayesOptRunner
 
         return BayesOptRunner(arguments, **search, **arguments_of_runner)
-    from pml_xbml.benchmarker.runner import SingleExperimentRunner
+    from .runner import SingleExperimentRunner
 
     return SingleExperimentRunner(arguments, **arguments_of_runner)
 
 
 def _print_help(parser: argparse.ArgumentParser, config_root: str) -> None:
-    from pml_xbml.benchmarker.runner import SingleExperimentRunner
+    from .runner import SingleExperimentRunner
 
     runner = SingleExperimentRunner([], root_config_folder=config_root)
     _, _, own_options = runner.setup_argparser().format_help().partition("options:\n")

@@ -4,8 +4,8 @@ from typing import Any
 from powerful_benchmarker.utils import constants
 from pytorch_metric_learning.utils import common_functions as c_f
 
-from pml_xbml.benchmarker.record_keeper import RecordKeeper
-from pml_xbml.monitoring import PrototypeHookContainer
+from ..monitoring import PrototypeHookContainer
+from .record_keeper import RecordKeeper
 
 
 class HookContainer(PrototypeHookContainer):

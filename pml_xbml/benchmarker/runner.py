@@ -9,15 +9,14 @@ from powerful_benchmarker import api_parsers
 from powerful_benchmarker.runners import single_experiment_runner
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
-from pml_xbml.benchmarker import datasets, factories
-from pml_xbml.benchmarker.api_parser import PluginAPIParserMixin
-from pml_xbml.benchmarker.class_getter import ClassGetter
-from pml_xbml.benchmarker.hook_container import HookContainer
-from pml_xbml.benchmarker.query_gallery_split_manager import QueryGallerySplitManager
-from pml_xbml.comparison.networks import SmallTrunk
-from pml_xbml.losses import CrossBatchPrototypeLoss
-from pml_xbml.samplers import DisjointClassPairSampler
-from pml_xbml.trunks import PrototypePoolingTrunk
+from ..losses import CrossBatchPrototypeLoss
+from ..samplers import DisjointClassPairSampler
+from ..trunks import PrototypePoolingTrunk, SmallTrunk
+from . import datasets, factories
+from .api_parser import PluginAPIParserMixin
+from .class_getter import ClassGetter
+from .hook_container import HookContainer
+from .query_gallery_split_manager import QueryGallerySplitManager
 
 
 class PluginRunnerMixin:

@@ -1,3 +1,3 @@
-from pml_xbml.cli import main
+from . import main
 
 raise SystemExit(main())

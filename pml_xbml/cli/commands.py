@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pml_xbml import comparison
-from pml_xbml.comparison import Comparison, Run
+from .. import comparison
+from ..comparison import Comparison, Run
 
 #: Says that ℓ itself is applied to expressed embeddings.
 SAME_LOSS = "same"

@@ -2,7 +2,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from pml_xbml.cli.parser import build_parser
+from .parser import build_parser
 
 #: What argparse itself returns for a command line that it cannot use.
 UNUSABLE = 2
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["benchmark"]:
         # Past our parser: powerful-benchmarker has options by the hundred, --help among them.
-        from pml_xbml import benchmarker
+        from .. import benchmarker
 
         try:
             return benchmarker.main(arguments[1:])

@@ -2,9 +2,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from pml_xbml import comparison
-from pml_xbml.cli import commands
-from pml_xbml.comparison import Run
+from .. import comparison
+from ..comparison import Run
+from . import commands
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Run)}
 

@@ -1,13 +1,13 @@
 """Plain training against XML on equal terms: the engine of ``pml-xbml demo`` and ``pml-xbml compare``."""
 
-from pml_xbml.comparison.comparison import Comparison, compare, plan_runs
-from pml_xbml.comparison.engine import LoadedRun, cross_batch_loss, load_run, train
-from pml_xbml.comparison.executor import run_all
-from pml_xbml.comparison.look import look
-from pml_xbml.comparison.loss_table import LOSSES
-from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result
-from pml_xbml.comparison.run import PLAIN, SCHEDULES, XML, Run
-from pml_xbml.comparison.splits import NAMED_DATASETS
+from .comparison import Comparison, compare, plan_runs
+from .loss_table import LOSSES
+from .result import METRICS, PRIMARY_METRIC, Result
+from .run_all import run_all
+from .run_config import PLAIN, SCHEDULES, XML, Run
+from .splits import NAMED_DATASETS
+from .train import LoadedRun, cross_batch_loss, load_run, train
+from .visualize import look
 
 __all__ = [
     "LOSSES",

@@ -3,21 +3,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pml_xbml.comparison.engine import RESULT_FILE, RUN_FILE
-from pml_xbml.comparison.executor import run_all
-from pml_xbml.comparison.image_folder import check_images, open_image_folder
-from pml_xbml.comparison.loss_table import LOSSES
-from pml_xbml.comparison.plots import plot_differences, plot_learning_curves
-from pml_xbml.comparison.report import (
+from .figures import plot_differences, plot_learning_curves
+from .image_folder import check_images, open_image_folder
+from .loss_table import LOSSES
+from .report import (
     Pairing,
     conclude,
     format_table,
     pair_results,
     write_csv,
 )
-from pml_xbml.comparison.result import Result, Split
-from pml_xbml.comparison.run import PLAIN, XML, Run, check_same_run
-from pml_xbml.comparison.splits import NAMED_DATASETS, load_splits
+from .result import Result, Split
+from .run_all import run_all
+from .run_config import PLAIN, XML, Run, check_same_run
+from .splits import NAMED_DATASETS, load_splits
+from .train import RESULT_FILE, RUN_FILE
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pml_xbml.comparison.result import METRICS, PRIMARY_METRIC, Result, Split
-from pml_xbml.comparison.run import PLAIN
-from pml_xbml.comparison.statistics import SEEDS_FOR_A_VERDICT, PairedDifference, compare_pairs
-from pml_xbml.monitoring.atomic_file import atomic_file
+from ..checkpoint.atomic_file import atomic_file
+from .result import METRICS, PRIMARY_METRIC, Result, Split
+from .run_config import PLAIN
+from .statistics import SEEDS_FOR_A_VERDICT, PairedDifference, compare_pairs
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pml_xbml.comparison.run import Run
-from pml_xbml.monitoring.atomic_file import atomic_file
+from ..checkpoint.atomic_file import atomic_file
+from .run_config import Run
 
 #: The metrics of PML's AccuracyCalculator that a run is measured by, with the names that tables give them.
 METRICS = {

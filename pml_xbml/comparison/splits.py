@@ -11,9 +11,9 @@ import torch
 from pytorch_metric_learning import datasets as pml_datasets
 from torchvision import transforms
 
-from pml_xbml import datasets
-from pml_xbml.comparison.class_subset import ClassSubset
-from pml_xbml.comparison.image_folder import open_image_folder
+from .. import datasets
+from .class_subset import ClassSubset
+from .image_folder import open_image_folder
 
 #: Fixed, so that every seed, every variant and every user has the same classes in the same splits.
 CLASS_SPLIT_SEED = 2307

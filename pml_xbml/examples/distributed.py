@@ -17,11 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pml_xbml.comparison.networks import SmallTrunk
 from pml_xbml.comparison.splits import load_splits
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
-from pml_xbml.trunks import PrototypePoolingTrunk
+from pml_xbml.trunks import PrototypePoolingTrunk, SmallTrunk
 
 
 def train(iterations: int, batch_size: int, seed: int, device: torch.device) -> torch.nn.Module:

@@ -11,10 +11,10 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from .. import functional
-from .base_losses import Term, base_loss_terms, check_base_loss, takes_references
-from .expression_statistics import ExpressionStatistics, expression_statistics
-from .inputs import check_may_be_non_finite, checked_labels, matching_histograms, num_processes
-from .pooling_reference import PoolingReference
+from ._base_losses import Term, base_loss_terms, check_base_loss, takes_references
+from ._pooling_reference import PoolingReference
+from ._statistics import ExpressionStatistics, expression_statistics
+from ._validation import checked_labels, matching_histograms, num_processes, raise_on_non_finite
 
 
 class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
@@ -56,7 +56,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         **kwargs: ``embedding_regularizer``, ``embedding_reg_weight`` and ``collect_stats``, as every loss of
             pytorch-metric-learning takes them. The records of ``collect_stats`` are the two terms, as they
             enter the loss; the share of batches without two classes so far; and the
-            :class:`~pml_xbml.losses.expression_statistics.ExpressionStatistics`.
+            :class:`~pml_xbml.losses._statistics.ExpressionStatistics`.
 
     Raises:
         ValueError, TypeError: on an argument out of range, and on a ``distance`` or ``reducer``, which belong
@@ -118,7 +118,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         self.add_to_recordable_attributes(name="cross_batch_weight", is_stat=False)
         self.add_to_recordable_attributes(
             list_of_names=[
-                *self._sub_loss_names(), "share_without_two_classes", *ExpressionStatistics._fields,
+                *self._sub_loss_names(), "single_class_fraction", *ExpressionStatistics._fields,
             ],
             is_stat=True,
         )  # fmt: skip
@@ -158,7 +158,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             ValueError, TypeError: on missing labels, tensors whose shapes, devices or dtypes do not go
                 together, values that are not finite (in float16, and under float16 autocast, the loss comes
                 out non-finite instead, so that a ``GradScaler`` skips the step), and where
-                :meth:`~pml_xbml.trunks.PrototypePooling.claim_histograms` raises.
+                :meth:`~pml_xbml.trunks.PrototypePooling.consume_histograms` raises.
         """
         self.reset_stats()
         labels = checked_labels(embeddings, labels)
@@ -193,25 +193,25 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     ) -> dict[str, dict[str, Any]]:
         histograms = self._claimed(histograms)
         if histograms is not None:
-            histograms, num_blocks = matching_histograms(embeddings, histograms)
+            histograms, world_size = matching_histograms(embeddings, histograms)
         else:
             # Embeddings alone do not tell whether they were gathered. Halves that are made block by block are
             # the same on all processes, although each puts its own block first.
-            num_blocks = num_processes() if len(embeddings) % num_processes() == 0 else 1
+            world_size = num_processes() if len(embeddings) % num_processes() == 0 else 1
         inputs = {"embeddings": embeddings, "histograms": histograms, "ref_emb": ref_emb}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         wants_halves = self.cross_batch_weight > 0
         is_finite, is_cut_in_the_middle = _facts(
-            list(given.values()), labels if wants_halves and num_blocks == 1 else None
+            list(given.values()), labels if wants_halves and world_size == 1 else None
         )
         if not is_finite:
-            check_may_be_non_finite(given)
+            raise_on_non_finite(given)
             # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
             return self._sub_losses(_sum(values.sum() * math.nan for values in given.values()), 0)
 
         first_half, has_two_classes = None, is_cut_in_the_middle
         if wants_halves and not is_cut_in_the_middle:
-            first_half = functional.class_disjoint_halves(labels, num_blocks)
+            first_half = functional.class_disjoint_halves(labels, world_size)
             has_two_classes = bool(first_half.any() & ~first_half.all())
         if self.collect_stats and wants_halves:
             self._count_batch(has_two_classes)
@@ -258,8 +258,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         for normalizes in {term.normalizes_embeddings for term in terms}:
             # Halves lose directions when they are normalised; float32 is enough.
             precise = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-            targets = functional.unit_vectors(precise) if normalizes else precise
-            sources = functional.histograms_for_the_fit(
+            targets = functional.l2_normalize(precise) if normalizes else precise
+            sources = functional.prepare_histograms(
                 (targets if histograms is None else histograms).double(),
                 self.normalize_histograms,
                 self.center_histograms,
@@ -275,14 +275,14 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     def _count_batch(self, has_two_classes: bool) -> None:
         self.num_batches += 1
         self.num_batches_without_two_classes += not has_two_classes
-        self.share_without_two_classes = self.num_batches_without_two_classes / self.num_batches
+        self.single_class_fraction = self.num_batches_without_two_classes / self.num_batches
 
     def _claimed(self, histograms: Tensor | None) -> Tensor | None:
         """The histograms of the call, or the pooling's, or None where each embedding stands for itself."""
         if histograms is not None:
             return histograms
         if self._pooling is not None:
-            return self._pooling.claim_histograms()
+            return self._pooling.consume_histograms()
         if self.cross_batch_weight > 0 and not self._has_warned:
             c_f.LOGGER.warning(
                 "CrossBatchPrototypeLoss has neither a pooling nor histograms, so each embedding stands for "

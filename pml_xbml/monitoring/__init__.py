@@ -1,4 +1,4 @@
-from .look import look
 from .prototype_hook_container import PrototypeHookContainer
+from .visualize import look
 
 __all__ = ["PrototypeHookContainer", "look"]

@@ -7,9 +7,9 @@ from typing import Any
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.logging_presets import HookContainer
 
-from .atomic_file import atomic_file
-from .checkpoint import Checkpoint
-from .picture_writer import PictureWriter
+from ..checkpoint.atomic_file import atomic_file
+from ..checkpoint.checkpoint import Checkpoint
+from .figure_writer import PictureWriter
 
 
 class PrototypeHookContainer(HookContainer):
@@ -18,7 +18,7 @@ class PrototypeHookContainer(HookContainer):
     Everything that :class:`~pytorch_metric_learning.utils.logging_presets.HookContainer` does is done, and
     its model files keep their names; but each file is written whole or not at all. In addition one file,
     ``checkpoint.pth`` in the model folder, holds the state of the whole run (see
-    :class:`~pml_xbml.monitoring.checkpoint.Checkpoint`).
+    :class:`~pml_xbml.checkpoint.checkpoint.Checkpoint`).
 
     After an epoch it draws what the prototypes look at in a few validation images: to TensorBoard and as
     PNG files (see :func:`~pml_xbml.monitoring.look`). What that took is recorded as ``pictures/seconds``. A
@@ -141,7 +141,7 @@ class PrototypeHookContainer(HookContainer):
 
         Call it last before ``trainer.train``: it sets the state of the random generators. Records that were
         made after the checkpoint are taken back (see
-        :func:`~pml_xbml.monitoring.record_marks.rewind_records`).
+        :func:`~pml_xbml.checkpoint.record_marks.rewind_records`).
 
         Args:
             trainer: A trainer, built as the one that made the checkpoint.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..trunks import PrototypePooling
-from ..trunks.pool_search import evaluation
+from ..trunks._pool_search import evaluation
 
 
 @dataclass(frozen=True)

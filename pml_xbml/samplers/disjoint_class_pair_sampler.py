@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch.utils.data import Sampler
 
-from .labels_by_class import group_by_class, label_array
-from .shuffled_passes import Integers, derive_keys, draw_items
+from ._labels_by_class import group_by_class, label_array
+from ._shuffled_passes import Integers, derive_keys, draw_items
 
 # Enough draws at once to make the cost of a numpy call small, few enough for the memory not to show.
 _SAMPLES_AT_ONCE = 16384

@@ -1,4 +1,5 @@
 from .prototype_pooling import PrototypePooling
 from .prototype_pooling_trunk import PrototypePoolingTrunk
+from .small_trunk import SmallTrunk
 
-__all__ = ["PrototypePooling", "PrototypePoolingTrunk"]
+__all__ = ["PrototypePooling", "PrototypePoolingTrunk", "SmallTrunk"]

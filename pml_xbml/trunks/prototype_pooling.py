@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
 from .. import functional
-from .pooling_statistics import batches_since_chosen, cover_radius_and_gap, perplexity
+from ._statistics import batches_since_chosen, cover_radius_and_gap, perplexity
 
 # A prototype is recorded as idle once no local feature has matched it best for so many batches.
 IDLE_AFTER = 20
@@ -37,7 +37,7 @@ class PrototypePooling(ModuleWithRecords):
         collect_stats: compute records of each batch, as everywhere in pytorch-metric-learning:
             ``perplexity`` of the batch's mean histogram (how many prototypes are in use) and
             ``image_perplexity``, the mean of the images' own; ``cover_radius`` δ and ``lemma_gap``, the two
-            sides of Lemma 1 among unit vectors; ``idle_prototypes``, how many no local feature has matched
+            sides of Lemma 1 among unit vectors; ``dead_prototypes``, how many no local feature has matched
             best for 20 batches.
 
     Attributes:
@@ -96,7 +96,7 @@ class PrototypePooling(ModuleWithRecords):
         self._ran_twice = False
         self.add_to_recordable_attributes(
             list_of_names=[
-                "perplexity", "image_perplexity", "cover_radius", "lemma_gap", "idle_prototypes",
+                "perplexity", "image_perplexity", "cover_radius", "lemma_gap", "dead_prototypes",
             ],
             is_stat=True,
         )  # fmt: skip
@@ -141,7 +141,7 @@ class PrototypePooling(ModuleWithRecords):
             self._note_forward(histograms)
         return output
 
-    def claim_histograms(self) -> Tensor:
+    def consume_histograms(self) -> Tensor:
         """Hands the histograms of the last forward to a loss, once it is sure that they are the right ones.
 
         Returns:
@@ -199,7 +199,7 @@ class PrototypePooling(ModuleWithRecords):
         features = features.detach().to(self.prototypes)
         if not features.isfinite().all():
             raise ValueError("features must be finite to initialise prototypes, got NaN or infinity")
-        directions = functional.unit_vectors(features)
+        directions = functional.l2_normalize(features)
         has_direction = directions.any(dim=1)
         features, directions = features[has_direction], directions[has_direction]
         if len(features) < self.num_prototypes:
@@ -264,7 +264,7 @@ class PrototypePooling(ModuleWithRecords):
         self.cover_radius, self.lemma_gap = cover_radius_and_gap(features, self.prototypes)
         assigned = functional.hard_assignments(features, self.prototypes, self.similarity)
         self.batches_since_chosen = batches_since_chosen(self.batches_since_chosen, assigned)
-        self.idle_prototypes = (self.batches_since_chosen >= IDLE_AFTER).sum()
+        self.dead_prototypes = (self.batches_since_chosen >= IDLE_AFTER).sum()
 
     def _check_features(self, features: Tensor) -> None:
         _check_floating_point(features)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .global_pools import (
+from ._known_pools import (
     Ending,
     GlobalAverage,
     PooledFeatures,
@@ -15,7 +15,7 @@ from .global_pools import (
     known_ending,
     replace_module,
 )
-from .pool_search import evaluation, search_ending
+from ._pool_search import evaluation, search_ending
 from .prototype_pooling import PrototypePooling
 
 _IMAGES_PER_RUN = 32
@@ -120,9 +120,9 @@ class PrototypePoolingTrunk(torch.nn.Module):
         """The pooling's parameter (m, C)."""
         return self.pooling.prototypes
 
-    def claim_histograms(self) -> Tensor:
-        """See :meth:`PrototypePooling.claim_histograms`."""
-        return self.pooling.claim_histograms()
+    def consume_histograms(self) -> Tensor:
+        """See :meth:`PrototypePooling.consume_histograms`."""
+        return self.pooling.consume_histograms()
 
     def init_prototypes(self, images: Tensor) -> float:
         """Sets the prototypes to local features of images that cover all of them, by greedy k-center.

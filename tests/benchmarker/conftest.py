@@ -195,8 +195,8 @@ def _fake_in_shop(folder):
 @pytest.fixture
 def getter():
     """All classes that YAML files can name, while PML lends its names."""
-    from pml_xbml.benchmarker.borrowed_names import borrowed_names
+    from pml_xbml.benchmarker.pml_compat import pml_compat
     from pml_xbml.benchmarker.runner import SingleExperimentRunner
 
-    with borrowed_names():
+    with pml_compat():
         yield SingleExperimentRunner([]).pytorch_getter

@@ -3,8 +3,7 @@ import torch
 from powerful_benchmarker.api_parsers import BaseAPIParser
 
 from pml_xbml.benchmarker.api_parser import PluginAPIParserMixin
-from pml_xbml.comparison.networks import SmallTrunk
-from pml_xbml.trunks import PrototypePoolingTrunk
+from pml_xbml.trunks import PrototypePoolingTrunk, SmallTrunk
 
 
 class APIParser(PluginAPIParserMixin, BaseAPIParser):

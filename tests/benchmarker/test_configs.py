@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.trainers import MetricLossOnly
 
-from pml_xbml.benchmarker.borrowed_names import borrowed_names
+from pml_xbml.benchmarker.pml_compat import pml_compat
 from pml_xbml.benchmarker.runner import SingleExperimentRunner
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
@@ -60,7 +60,7 @@ def read(arguments, folder="unused", dataset_root="datasets"):
 
 @pytest.fixture
 def names():
-    with borrowed_names():
+    with pml_compat():
         yield
 
 

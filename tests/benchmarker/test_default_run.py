@@ -7,8 +7,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import normalize
 
-from pml_xbml.comparison.networks import SmallTrunk
 from pml_xbml.datasets import Glyphs
+from pml_xbml.trunks import SmallTrunk
 
 ACCURACIES = "accuracies_normalized_GlobalEmbeddingSpaceTester_level_0"
 METRICS = ("mean_average_precision_at_r", "precision_at_1", "r_precision")

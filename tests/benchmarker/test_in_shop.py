@@ -6,8 +6,8 @@ from torchvision import transforms
 
 from pml_xbml.benchmarker import datasets as datasets_of_benchmarker
 from pml_xbml.benchmarker.query_gallery_split_manager import QueryGallerySplitManager
-from pml_xbml.comparison.networks import SmallTrunk
 from pml_xbml.datasets import InShop
+from pml_xbml.trunks import SmallTrunk
 
 SPLITS = ("train", "val", "test", "gallery")
 ACCURACIES = "accuracies_normalized_GlobalEmbeddingSpaceTester_level_0"

@@ -17,7 +17,7 @@ def random_batch(batch_size, device):
 def expressed(embeddings, histograms):
     """What the cross-batch term evaluates its loss on."""
     with torch.no_grad():
-        rows = functional.histograms_for_the_fit(histograms)
+        rows = functional.prepare_histograms(histograms)
         return functional.cross_batch_expression(rows, embeddings, RIDGE).requires_grad_()
 
 

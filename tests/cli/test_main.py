@@ -14,7 +14,7 @@ from pml_xbml.cli import commands, main
 from pml_xbml.cli.parser import build_parser
 from pml_xbml.comparison import METRICS, Run, splits
 from pml_xbml.datasets import Glyphs
-from pml_xbml.monitoring.picture_writer import PictureWriter
+from pml_xbml.monitoring.figure_writer import PictureWriter
 
 TINY = ["--image-size", "16", "--embedding-size", "8", "--num-prototypes", "4", "--jobs", "1"]
 TINY += ["--batch-size", "8", "--samples-per-class", "2"]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pml_xbml.comparison import Run
-from pml_xbml.monitoring.picture_writer import PictureWriter
+from pml_xbml.monitoring.figure_writer import PictureWriter
 
 NUM_CLASSES = 12
 IMAGES_PER_CLASS = 4

@@ -5,8 +5,8 @@ import timm
 import torch
 import torchvision
 
-from pml_xbml.comparison.networks import SmallTrunk, build_network
-from pml_xbml.trunks import PrototypePoolingTrunk
+from pml_xbml.comparison.networks import build_network
+from pml_xbml.trunks import PrototypePoolingTrunk, SmallTrunk
 
 
 def test_small_trunk_is_wrapped_at_its_average():

@@ -50,7 +50,7 @@ def test_pictures_follow_the_training_and_the_bound_of_images(tiny_run, tmp_path
     views = []
     run = tiny_run(tmp_path, num_pictured_images=8)
     monkeypatch.setattr(
-        "pml_xbml.monitoring.picture_writer.draw_pictures",
+        "pml_xbml.monitoring.figure_writer.draw_pictures",
         lambda view, *args: views.append((view, args)) or {},
     )
     run.train(2)

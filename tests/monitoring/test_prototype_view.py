@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pml_xbml.monitoring.pictures import resized_maps
+from pml_xbml.monitoring.figures import resized_maps
 from pml_xbml.monitoring.prototype_view import view_prototypes
 from pml_xbml.trunks import PrototypePooling, PrototypePoolingTrunk
 

@@ -20,12 +20,12 @@ HALVES = (slice(0, 4), slice(4, 8))
 STATS = {
     f"{LOSS}/{name}"
     for name in (
-        "metric_loss", "cross_batch_loss", "share_without_two_classes", "fit_error", "expression_error",
+        "metric_loss", "cross_batch_loss", "single_class_fraction", "fit_error", "expression_error",
         "transfer_gap", "condition_number",
     )
 } | {
     f"{TRUNK}/{name}"
-    for name in ("perplexity", "image_perplexity", "cover_radius", "lemma_gap", "idle_prototypes")
+    for name in ("perplexity", "image_perplexity", "cover_radius", "lemma_gap", "dead_prototypes")
 }  # fmt: skip
 
 
@@ -98,14 +98,14 @@ def test_equals_what_is_computed_by_hand(tmp_path):
             "fit_error": (z[:4] @ first - y[:4]).norm() / y[:4].norm() / 2
             + (z[4:] @ second - y[4:]).norm() / y[4:].norm() / 2,
             "condition_number": max(torch.linalg.cond(matrix) for matrix in inverse),
-            "share_without_two_classes": 0,
+            "single_class_fraction": 0,
         }
         expected["transfer_gap"] = expected["expression_error"] - expected["fit_error"]
         share = pooling.histograms
         expected_of_pooling = {
             "perplexity": torch.exp(-(share.mean(0) * share.mean(0).log()).sum()),
             "image_perplexity": torch.exp(-(share * share.log()).sum(1)).mean(),
-            "idle_prototypes": 0,
+            "dead_prototypes": 0,
         }
     assert loss.metric_loss + loss.cross_batch_loss == pytest.approx(total.item())
     scalars = record(tmp_path, {"metric_loss": loss})
@@ -119,7 +119,7 @@ def test_share_of_batches_without_two_classes():
     loss = CrossBatchPrototypeLoss(collect_stats=True)
     for labels in ([0, 0, 1, 1], [2, 2, 2, 2], [0, 1, 0, 1], [3, 3, 3, 3]):
         loss(torch.randn(4, 3), torch.tensor(labels))
-    assert loss.share_without_two_classes == 0.5
+    assert loss.single_class_fraction == 0.5
 
 
 def test_idle_prototypes():
@@ -128,11 +128,11 @@ def test_idle_prototypes():
     only_the_first = torch.tensor([1.0, 0.1]).view(1, 2, 1, 1)
     for _ in range(IDLE_AFTER - 1):
         pooling(only_the_first)
-    assert pooling.idle_prototypes == 0
+    assert pooling.dead_prototypes == 0
     pooling(only_the_first)
-    assert pooling.idle_prototypes == 1
+    assert pooling.dead_prototypes == 1
     pooling(only_the_first.flip(1))
-    assert pooling.idle_prototypes == 0
+    assert pooling.dead_prototypes == 0
 
 
 def test_two_cross_batch_losses_do_not_collide(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils import common_functions as c_f
 
-from pml_xbml.samplers.labels_by_class import group_by_class, label_array
+from pml_xbml.samplers._labels_by_class import group_by_class, label_array
 
 INTEGER_TYPES = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64]
 

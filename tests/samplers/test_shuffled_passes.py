@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from pml_xbml.samplers.shuffled_passes import derive_keys, draw_items, shuffled_items
+from pml_xbml.samplers._shuffled_passes import derive_keys, draw_items, shuffled_items
 
 
 def keys(seed, count):

@@ -140,8 +140,8 @@ class TestInitialisation:
         maps = torch.randn(6, 8, 4, 4, dtype=torch.float64)
         radius = pooling.init_prototypes(maps)
         pooling(maps)
-        units = functional.unit_vectors(maps.flatten(2).transpose(1, 2))
-        gap = pooling.histograms @ functional.unit_vectors(pooling.prototypes) - units.mean(1)
+        units = functional.l2_normalize(maps.flatten(2).transpose(1, 2))
+        gap = pooling.histograms @ functional.l2_normalize(pooling.prototypes) - units.mean(1)
         assert gap.norm(dim=1).max() <= radius + 1e-9
 
     def test_leaves_out_features_of_norm_zero(self):
@@ -169,16 +169,16 @@ class TestClaim:
     def test_needs_a_forward_in_training_mode(self):
         pooling = PrototypePooling(8, 5)
         with pytest.raises(ValueError, match="no forward has run yet"):
-            pooling.claim_histograms()
+            pooling.consume_histograms()
         pooling.eval()(torch.randn(4, 8, 3, 3))
         with pytest.raises(ValueError, match="evaluation mode"):
-            pooling.claim_histograms()
+            pooling.consume_histograms()
 
     def test_refuses_a_trunk_that_ran_twice(self):
         pooling = PrototypePooling(8, 5)
         anchors, others = (pooling(torch.randn(4, 8, 3, 3)) for _ in range(2))
         with pytest.raises(ValueError, match="TwoStreamMetricLoss"):
-            pooling.claim_histograms()
+            pooling.consume_histograms()
         del anchors, others
 
     def test_does_not_count_forwards_that_were_dropped_backpropagated_or_claimed(self):
@@ -186,13 +186,13 @@ class TestClaim:
         maps = torch.randn(4, 8, 3, 3)
         pooling(maps)  # a trial run
         pooling(maps)
-        pooling.claim_histograms()
+        pooling.consume_histograms()
         kept = pooling(maps)
         kept.sum().backward()  # a step without the loss
         kept_too = pooling(maps)
-        pooling.claim_histograms()
+        pooling.consume_histograms()
         pooling(maps)
-        pooling.claim_histograms()
+        pooling.consume_histograms()
         del kept, kept_too
 
     def test_refuses_reentrant_checkpointing_and_takes_the_other(self):
@@ -200,20 +200,20 @@ class TestClaim:
         images = torch.randn(4, 3, 4, 4, requires_grad=True)
         checkpoint(net, images, use_reentrant=True)
         with pytest.raises(ValueError, match="use_reentrant=False"):
-            net[1].claim_histograms()
+            net[1].consume_histograms()
         for _ in range(3):
             net.zero_grad()
             output = checkpoint(net, images, use_reentrant=False)
-            (output.sum() + net[1].claim_histograms().square().sum()).backward()
+            (output.sum() + net[1].consume_histograms().square().sum()).backward()
         with_checkpoint = net[1].prototypes.grad.clone()
         net.zero_grad()
-        (net(images).sum() + net[1].claim_histograms().square().sum()).backward()
+        (net(images).sum() + net[1].consume_histograms().square().sum()).backward()
         torch.testing.assert_close(with_checkpoint, net[1].prototypes.grad)
 
     def test_frozen_prototypes_need_no_gradient(self):
         pooling = PrototypePooling(8, 5, eval_histograms=True).eval().requires_grad_(False)
         pooling(torch.randn(4, 8, 3, 3))
-        assert not pooling.claim_histograms().requires_grad
+        assert not pooling.consume_histograms().requires_grad
 
 
 class TestBadInput:

@@ -3,7 +3,7 @@ from typing import Any
 
 from PIL import Image
 
-from pml_xbml import datasets
+from ... import datasets
 
 
 class Glyphs(datasets.Glyphs):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset
 
-from pml_xbml import datasets
+from ... import datasets
 
 
 class InShop(ConcatDataset[Any]):

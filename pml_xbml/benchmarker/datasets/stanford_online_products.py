@@ -2,7 +2,7 @@ from typing import ClassVar
 
 from pytorch_metric_learning import datasets
 
-from pml_xbml.benchmarker.datasets.under_common_root import UnderCommonRootMixin
+from .under_common_root import UnderCommonRootMixin
 
 
 class StanfordOnlineProducts(UnderCommonRootMixin, datasets.StanfordOnlineProducts):

@@ -4,8 +4,8 @@ from typing import Any
 from powerful_benchmarker import factories
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
-from pml_xbml.benchmarker.factories.miner_factory import MinerFactory
-from pml_xbml.losses import CrossBatchPrototypeLoss
+from ...losses import CrossBatchPrototypeLoss
+from .miner_factory import MinerFactory
 
 
 class LossFactory(factories.LossFactory):

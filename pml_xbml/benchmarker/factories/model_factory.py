@@ -4,7 +4,7 @@ import torch
 from powerful_benchmarker import factories
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
-from pml_xbml.trunks import PrototypePoolingTrunk
+from ...trunks import PrototypePoolingTrunk
 
 # What the transforms are made by; pretrainedmodels' networks have them.
 _IMAGE_PROPERTIES = ("mean", "std", "input_space", "input_range")

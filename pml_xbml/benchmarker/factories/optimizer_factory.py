@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from powerful_benchmarker import factories
 
-from pml_xbml.trunks import PrototypePoolingTrunk
+from ...trunks import PrototypePoolingTrunk
 
 
 class OptimizerFactory(factories.OptimizerFactory):

@@ -3,7 +3,7 @@ from typing import Any
 from powerful_benchmarker import factories
 from pytorch_metric_learning.utils import logging_presets
 
-from pml_xbml.benchmarker.record_keeper import RecordKeeper
+from ..record_keeper import RecordKeeper
 
 
 class RecordKeeperFactory(factories.RecordKeeperFactory):

@@ -2,8 +2,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses
 
-from pml_xbml.comparison.networks import SmallTrunk
-from pml_xbml.trunks import PrototypePoolingTrunk
+from pml_xbml.trunks import PrototypePoolingTrunk, SmallTrunk
 
 
 @pytest.fixture

@@ -1,0 +1,81 @@
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pytorch_metric_learning.losses import ContrastiveLoss
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from .. import monitoring
+from ..trunks import PrototypePoolingTrunk
+from .run_config import PLAIN
+from .train import PICTURE_FOLDER, LoadedRun, cross_batch_loss, load_run
+
+
+class _ImageFiles(Dataset[tuple[Any, int]]):
+    """All images below a folder; each folder with images in it counts as a class."""
+
+    def __init__(self, folder: Path, transform: Any) -> None:
+        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+        folders = sorted({path.parent for path in self.paths})
+        self.labels = [folders.index(path.parent) for path in self.paths]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image), self.labels[index]
+
+
+def look(run_dir: str | Path, images: str | Path | None = None, num_images: int = 64) -> list[Path]:
+    """Make the pictures of a saved run again, as it was after its best epoch.
+
+    Args:
+        run_dir: the folder of an XML run.
+        images: a folder of images to look at, in folders of classes or not; the test classes if left out.
+        num_images: how many images to look at, at most.
+
+    Returns:
+        The PNG files, in the run's folder of pictures.
+
+    Raises:
+        ValueError: if there is no run, it is a plain one or has a formulation of the ablation's, or there
+            are no images.
+    """
+    loaded = load_run(run_dir)
+    if loaded.run.variant == PLAIN:
+        raise ValueError(
+            f"the run in {str(run_dir)!r} is a plain one, without prototypes to look at; give an XML run"
+        )
+    assert isinstance(loaded.trunk, PrototypePoolingTrunk)
+    name, dataset = _dataset(loaded, images)
+    try:
+        loss = cross_batch_loss(loaded.run, ContrastiveLoss(), loaded.trunk, loaded.embedder)
+    except TypeError as error:
+        raise ValueError(
+            f"the run in {str(run_dir)!r} is one of the ablation, whose formulation "
+            f"{dict(loaded.run.loss_options)} the loss does not have; give a run of demo or compare"
+        ) from error
+    return monitoring.look(
+        loaded.trunk,
+        loaded.embedder,
+        dataset,
+        Path(run_dir, PICTURE_FOLDER, f"best_epoch_{loaded.best_epoch}_{name}"),
+        num_images,
+        ridge=loss.ridge,
+        normalize_histograms=loss.normalize_histograms,
+        center_histograms=loss.center_histograms,
+    )
+
+
+def _dataset(loaded: LoadedRun, images: str | Path | None) -> tuple[str, Any]:
+    if images is None:
+        return "test_classes", loaded.splits.test[loaded.splits.test_query]
+    files = _ImageFiles(Path(images), loaded.splits.val.transform)
+    if len(files) == 0:
+        raise ValueError(
+            f"images: there are none in {str(images)!r} with one of the endings {', '.join(IMG_EXTENSIONS)}"
+        )
+    return Path(images).resolve().name, files

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class PoolingReference:
+    """Holds a pooling where ``torch.nn.Module`` and record-keeper do not look for children.
+
+    A pooling that were a submodule of the loss would put its parameters into the loss's optimizer, its
+    weights into the loss's checkpoint and its records into the log twice.
+
+    Args:
+        pooling: what has ``histograms``, or a wrapper whose ``module`` has: DistributedDataParallel, say.
+    """
+
+    def __init__(self, pooling: Any) -> None:
+        holder = pooling
+        while not hasattr(holder, "histograms") and hasattr(holder, "module"):
+            holder = holder.module
+        if not hasattr(holder, "histograms"):
+            raise TypeError(
+                "pooling must be a PrototypePoolingTrunk or PrototypePooling, or a parallel wrapper of one, "
+                f"got {type(pooling).__name__}, which has no histograms"
+            )
+        self.target = pooling
+        self._holder = getattr(holder, "pooling", holder)
+
+    def consume_histograms(self) -> Tensor:
+        """The histograms of the last forward.
+
+        Raises:
+            ValueError: if there are none, and where ``PrototypePooling.consume_histograms`` raises.
+        """
+        if hasattr(self._holder, "consume_histograms"):
+            claimed: Tensor = self._holder.consume_histograms()
+            return claimed
+        if self._holder.histograms is None:
+            raise ValueError(f"pooling holds no histograms, its {type(self._holder).__name__} has None")
+        histograms: Tensor = self._holder.histograms
+        return histograms

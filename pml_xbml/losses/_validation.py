@@ -1,0 +1,104 @@
+"""What the loss checks at its door."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils import distributed as pml_distributed
+from torch import Tensor
+
+
+def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:
+    """The labels on the embeddings' device, once both are known to go together.
+
+    Args:
+        embeddings: (batch_size, embedding_size), of floating point.
+        labels: (batch_size,), of real numbers.
+
+    Raises:
+        TypeError, ValueError: if one is missing, no tensor, or of another shape.
+    """
+    if not torch.is_tensor(embeddings) or not embeddings.is_floating_point():
+        raise TypeError(f"embeddings must be a tensor of floating point, got {_described(embeddings)}")
+    if embeddings.ndim != 2 or embeddings.numel() == 0:
+        raise ValueError(
+            "embeddings must have shape (batch_size, embedding_size), neither of them 0, got "
+            f"{_described(embeddings)}"
+        )
+    if labels is None:
+        raise ValueError("labels are missing: the two halves are made of whole classes, so pass labels")
+    if not torch.is_tensor(labels) or labels.is_complex():
+        raise TypeError(f"labels must be a tensor of real numbers, got {_described(labels)}")
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"labels must have shape ({len(embeddings)},), one for each of the embeddings, got "
+            f"{_described(labels)}"
+        )
+    if labels.is_floating_point() and labels.isnan().any():
+        raise ValueError("labels must be numbers, got NaN among them")
+    labels = c_f.to_device(labels, embeddings)
+    return labels.long() if labels.dtype == torch.bool else labels
+
+
+def matching_histograms(embeddings: Tensor, histograms: Tensor) -> tuple[Tensor, int]:
+    """Histograms row for row as the embeddings, and of how many processes' blocks both consist.
+
+    PML's ``DistributedLossWrapper`` gathers embeddings and labels of all processes, its own first; then the
+    histograms are gathered in the same order, those of the other processes without gradient, as it does.
+
+    Args:
+        embeddings: (batch_size, embedding_size), perhaps gathered.
+        histograms: (batch_size of this process, num_prototypes).
+
+    Raises:
+        TypeError, ValueError: if they do not go together.
+    """
+    if not torch.is_tensor(histograms) or not histograms.is_floating_point():
+        raise TypeError(f"histograms must be a tensor of floating point, got {_described(histograms)}")
+    if histograms.ndim != 2 or histograms.shape[1] == 0:
+        raise ValueError(
+            f"histograms must have shape (batch_size, num_prototypes), got {_described(histograms)}"
+        )
+    if histograms.device != embeddings.device:
+        raise ValueError(
+            f"histograms must be on the device of the embeddings, {embeddings.device}, got "
+            f"{histograms.device}"
+        )
+    if len(histograms) == len(embeddings):
+        return histograms, 1
+    if num_processes() > 1 and len(embeddings) == num_processes() * len(histograms):
+        return torch.cat([histograms, pml_distributed.all_gather(histograms)]), num_processes()
+    raise ValueError(
+        f"histograms must have a row for each of the {len(embeddings)} embeddings, got {len(histograms)} "
+        "rows. The trunk has to run once before the loss, on the images whose embeddings come: where it runs "
+        "twice, as in TwoStreamMetricLoss, only the histograms of the second run are left"
+    )
+
+
+def num_processes() -> int:
+    """Of the default process group; 1 if there is none."""
+    return torch.distributed.get_world_size() if pml_distributed.is_distributed() else 1
+
+
+def raise_on_non_finite(tensors: dict[str, Tensor]) -> None:
+    """Raises a ValueError on values that are not finite, unless a ``GradScaler`` may be at work.
+
+    Args:
+        tensors: by the name of the argument.
+    """
+    device = next(iter(tensors.values())).device.type
+    autocasts = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    if autocasts or any(tensor.dtype == torch.float16 for tensor in tensors.values()):
+        return
+    described = (
+        f"{name} {_described(tensor)} with {int(tensor.isfinite().logical_not().sum())} values that are not"
+        for name, tensor in tensors.items()
+        if not tensor.isfinite().all()
+    )
+    raise ValueError(f"embeddings, histograms and ref_emb must be finite, got {', '.join(described)}")
+
+
+def _described(value: object) -> str:
+    if torch.is_tensor(value):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return f"{type(value).__name__} {value!r}"
