@@ -100,13 +100,13 @@ def _add_compare(subparsers: Any) -> None:
         type=float,
         metavar="LAMBDA",
         help="one or more weights of the cross-batch term, between 0 and 1, each against the same plain "
-        f"runs (default: {_weight_of_each_loss()})",
+        f"runs (default: {_weight_of_each_loss()}; with --weights 0.1)",
     )
     compared.add_argument(
         "--center-histograms",
         action=argparse.BooleanOptionalAction,
         help="whether the loss centres the histograms before the fit (default: "
-        f"{_of_each_loss('center_histograms')})",
+        f"{_of_each_loss('center_histograms')}; with --weights no)",
     )
     compared.add_argument(
         "--expressed-loss",

@@ -69,7 +69,8 @@ def plan_runs(
 
     Args:
         settings: what all runs share; its seed is the first, its options are those of the XML runs, beside
-            what the table ``LOSSES`` says of their loss, and its loss, variant and weight are replaced.
+            what the table ``LOSSES`` says of their loss, from scratch or with pretrained weights, and its
+            loss, variant and weight are replaced.
         losses: names of the table ``LOSSES``.
         weights: the λ's; None takes each loss's own of the table.
         num_seeds: number of seeds, counted up from the first.
@@ -92,7 +93,7 @@ def plan_runs(
                 settings, loss=loss, seed=seed, variant=PLAIN, cross_batch_weight=None
             )
             runs.append(dataclasses.replace(shared, loss_options={}, pooling_options={}))
-            chosen = LOSSES[loss]
+            chosen = LOSSES[loss] if settings.weights is None else LOSSES[loss].for_pretrained_weights()
             options = {**chosen.cross_batch_options, **settings.loss_options}
             runs += [
                 dataclasses.replace(shared, variant=XML, cross_batch_weight=weight, loss_options=options)

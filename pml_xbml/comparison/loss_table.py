@@ -1,7 +1,7 @@
 """The losses that a comparison knows by name, each with its settings, in one table."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytorch_metric_learning import losses, miners
@@ -17,8 +17,8 @@ class LossSettings:
         learning_rate: of the loss's own parameters (proxies, class weights), if it has any.
         cross_batch_weight: λ of XML around it.
         cross_batch_options: more arguments of ``CrossBatchPrototypeLoss`` around it; an ``expressed_loss`` by
-            its name in this table. They and λ were chosen on validation classes: CONTRIBUTING.md has the
-            ablation.
+            its name in this table. They and λ were chosen on validation classes, for networks trained from
+            random weights: CONTRIBUTING.md has the ablation.
     """
 
     build: Callable[[int, int], losses.BaseMetricLossFunction]
@@ -26,6 +26,11 @@ class LossSettings:
     learning_rate: float | None = None
     cross_batch_weight: float = 0.1
     cross_batch_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_pretrained_weights(self) -> "LossSettings":
+        """The settings for fine-tuning, where centred histograms lost up to 40% of MAP@R."""
+        options = {k: v for k, v in self.cross_batch_options.items() if k != "center_histograms"}
+        return replace(self, cross_batch_weight=0.1, cross_batch_options=options)
 
 
 #: What validation classes chose beside λ: for losses of pairs and triplets, and for those with proxies.

@@ -9,6 +9,7 @@ from pytorch_metric_learning.trainers import MetricLossOnly
 
 from pml_xbml.benchmarker.pml_compat import pml_compat
 from pml_xbml.benchmarker.runner import SingleExperimentRunner
+from pml_xbml.comparison import loss_table
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePoolingTrunk
@@ -26,6 +27,7 @@ LOSSES = {
     "contrastive_memory": losses.CrossBatchMemory,
 }
 PROTOCOLS = ["small", "mlrc", "resnet50"]
+PRETRAINED_PROTOCOLS = ["mlrc", "resnet50"]
 
 
 def flags(dataset, protocol, loss, xml, more_prototypes=False):
@@ -117,7 +119,40 @@ def test_every_combination_merges(names, dataset, protocol, xml):
         assert len(args.dataset) == len(args.trainer) == len(args.split_manager) == len(args.sampler) == 1
 
 
-@pytest.mark.parametrize(("protocol", "dataset"), list(itertools.product(PROTOCOLS[1:], ["sop", "in_shop"])))
+@pytest.mark.parametrize("protocol", PRETRAINED_PROTOCOLS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_pretrained_networks_are_not_trained_with_what_suits_random_weights(names, dataset, protocol):
+    default_loss = ["--config_dataset", f"[{dataset}]", "--config_protocol", f"[{protocol}, {protocol}_xml]"]
+    for arguments in (default_loss, *(flags(dataset, protocol, loss, xml=True) for loss in LOSSES)):
+        _, args = read(arguments)
+        options = args.loss_funcs["metric_loss"]["CrossBatchPrototypeLoss"]
+        assert options["cross_batch_weight"] == 0.1
+        assert "center_histograms" not in options
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_networks_from_random_weights_have_what_the_comparison_has(names, loss):
+    """The comparison's table and the YAML files state the same settings, each for itself."""
+    table = loss_table.LOSSES["contrastive" if loss == "contrastive_memory" else loss]
+    name = "contrastive_from_scratch" if loss.startswith("contrastive") else "from_scratch"
+    _, args = read(
+        [
+            *flags("glyphs", "small", loss, xml=True),
+            "--config_loss_and_miners", f"[{loss}_xml, {name}]",
+        ]
+    )  # fmt: skip
+    options = dict(args.loss_funcs["metric_loss"]["CrossBatchPrototypeLoss"])
+    del options["loss"]
+    expressed_loss = options.pop("expressed_loss", None)
+    expected = {"cross_batch_weight": table.cross_batch_weight, **table.cross_batch_options}
+    assert (expressed_loss is not None) == (expected.pop("expressed_loss", None) == "contrastive")
+    assert expressed_loss in (None, {"ContrastiveLoss": {"pos_margin": 0, "neg_margin": 1}})
+    assert options == expected
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset"), list(itertools.product(PRETRAINED_PROTOCOLS, ["sop", "in_shop"]))
+)
 def test_data_sets_of_thousands_of_classes_may_have_more_prototypes(names, protocol, dataset):
     _, args = read(flags(dataset, protocol, "contrastive", xml=True, more_prototypes=True))
     assert args.models["trunk"]["PrototypePoolingTrunk"]["num_prototypes"] == 128
@@ -141,7 +176,7 @@ def test_commands_of_the_readme_merge(names):
 
 def test_every_file_tells_which_flag_selects_it():
     files = sorted(ROOT.glob("config_*/*.yaml"))
-    assert len(files) == 28
+    assert len(files) == 30
     for file in files:
         comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), file.open()))
         assert re.search(rf"--{file.parent.name} \[(\w+, )*{file.stem}[,\]]", comment), file

@@ -42,6 +42,18 @@ def test_without_weights_the_table_has_one_for_each_loss(tiny_run, monkeypatch):
     assert (xml.cross_batch_weight, xml.loss_options) == (0.2, {"center_histograms": False})
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_with_pretrained_weights_nothing_is_centred(tiny_run, loss):
+    pretrained = dataclasses.replace(tiny_run, weights="DEFAULT", loss_options={})
+    _, xml = plan_runs(pretrained, [loss], None, num_seeds=1)
+    assert xml.cross_batch_weight == 0.1
+    assert not xml.loss_options.get("center_histograms", False)
+    _, asked_for = plan_runs(
+        dataclasses.replace(pretrained, loss_options={"center_histograms": True}), [loss], None, num_seeds=1
+    )
+    assert asked_for.loss_options["center_histograms"]
+
+
 @pytest.mark.parametrize(
     ("losses", "weights", "seeds"), [([], [0.1], 1), (["triplet"], [], 1), (["triplet"], [0.1], 0)]
 )
