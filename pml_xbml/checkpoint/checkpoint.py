@@ -6,9 +6,7 @@ import torch
 from pytorch_metric_learning.losses import CrossBatchMemory
 from pytorch_metric_learning.samplers import FixedSetOfTriplets, MPerClassSampler
 
-from ..losses import CrossBatchPrototypeLoss
 from ..samplers import DisjointClassPairSampler
-from ..trunks import PrototypePooling
 from .atomic_file import atomic_file
 from .random_state import random_state, set_random_state
 from .record_marks import mark_records, rewind_records
@@ -17,11 +15,10 @@ from .record_marks import mark_records, rewind_records
 # saves them.
 _STATEFUL_ATTRIBUTES = ("models", "optimizers", "lr_schedulers", "loss_funcs", "mining_funcs")
 
-# What these modules carry from batch to batch outside of their state_dict, or in buffers that change dtype.
-_CARRIED_ATTRIBUTES = {
+# What a module carries from batch to batch outside of its state_dict stands in its class, as _carried_state.
+# Those of PML do not say it; CrossBatchMemory has it in attributes and in buffers that change dtype.
+_CARRIED_STATE_OF_PML = {
     CrossBatchMemory: ("embedding_memory", "label_memory", "queue_idx", "has_been_filled"),
-    CrossBatchPrototypeLoss: ("num_batches", "num_batches_without_two_classes"),
-    PrototypePooling: ("batches_since_chosen",),
 }
 
 # What these samplers shuffle in place, so that a pass depends on the one before.
@@ -182,15 +179,18 @@ def _unwrapped(obj: Any) -> Any:
 
 
 def _carrying_modules(trainer: Any) -> list[tuple[str, torch.nn.Module, list[str]]]:
-    return [
-        (
-            f"{kind}.{name}.{module_name}",
-            module,
-            [attribute for attribute in attributes if hasattr(module, attribute)],
-        )
-        for kind in ("models", "loss_funcs")
-        for name, root in getattr(trainer, kind).items()
-        for module_name, module in _unwrapped(root).named_modules()
-        for carrying_type, attributes in _CARRIED_ATTRIBUTES.items()
-        if isinstance(module, carrying_type)
-    ]
+    carrying = []
+    for kind in ("models", "loss_funcs"):
+        for name, root in getattr(trainer, kind).items():
+            for module_name, module in _unwrapped(root).named_modules():
+                attributes = [attribute for attribute in _carried_state(module) if hasattr(module, attribute)]
+                if attributes:
+                    carrying.append((f"{kind}.{name}.{module_name}", module, attributes))
+    return carrying
+
+
+def _carried_state(module: torch.nn.Module) -> tuple[str, ...]:
+    of_pml = (
+        attributes for pml_type, attributes in _CARRIED_STATE_OF_PML.items() if isinstance(module, pml_type)
+    )
+    return getattr(module, "_carried_state", ()) or next(of_pml, ())

@@ -71,6 +71,9 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         >>> loss(embeddings, labels).backward()
     """
 
+    # Kept from batch to batch outside of the state_dict; checkpoints carry it.
+    _carried_state = ("num_batches", "num_batches_without_two_classes")
+
     def __init__(
         self,
         loss: torch.nn.Module | None = None,
@@ -271,6 +274,26 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             expression = functional.cross_batch_expression(sources, targets, self.ridge, first_half)
             expressed[normalizes] = expression.to(embeddings.dtype)
         return expressed
+
+    @torch.no_grad()
+    def express(self, embeddings: Tensor, labels: Tensor, histograms: Tensor) -> tuple[Tensor, Tensor]:
+        """Expresses a batch as the loss does, for looking at it.
+
+        Args:
+            embeddings: Y, (B, D).
+            labels: (B,), of two classes or more.
+            histograms: Z, (B, m).
+
+        Returns:
+            Ŷ, (B, D), in float64 and made of L2-normalised embeddings; and which samples are the first half,
+            (B,) bool.
+        """
+        first_half = functional.class_disjoint_halves(labels)
+        sources = functional.prepare_histograms(
+            histograms.double(), self.normalize_histograms, self.center_histograms
+        )
+        targets = functional.l2_normalize(embeddings.double())
+        return functional.cross_batch_expression(sources, targets, self.ridge, first_half), first_half
 
     def _count_batch(self, has_two_classes: bool) -> None:
         self.num_batches += 1

@@ -58,6 +58,9 @@ class PrototypePooling(ModuleWithRecords):
         True
     """
 
+    # Kept from batch to batch outside of the state_dict; checkpoints carry what is there of it.
+    _carried_state = ("batches_since_chosen",)
+
     prototypes: torch.nn.Parameter
     histograms: Tensor | None
     batches_since_chosen: Tensor
