@@ -33,7 +33,7 @@ def plot_differences(pairings: Sequence[Pairing], path: Path, split: Split = "te
             panel.plot(
                 after - before, np.full(len(after), line), "o", color=XML_COLOURS[0], alpha=0.4, markersize=5
             )
-            if compared.seeds > 1:
+            if compared.num_seeds > 1:
                 panel.plot([compared.low, compared.high], [line, line], color="black", linewidth=1.5)
             panel.plot(compared.difference, line, "D", color="black", markersize=5)
         panel.set_title(name)

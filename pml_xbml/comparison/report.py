@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint.atomic_file import atomic_file
 from .result import METRICS, PRIMARY_METRIC, Result, Split
 from .run_config import PLAIN
-from .statistics import SEEDS_FOR_A_VERDICT, PairedDifference, compare_pairs
+from .statistics import MIN_SEEDS, PairedDifference, paired_t_test
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pairing:
 
     def compare(self, metric: str, split: Split = "test") -> PairedDifference:
         """Compare one metric, in percent."""
-        return compare_pairs(*self.scores(metric, split))
+        return paired_t_test(*self.scores(metric, split))
 
     def scores(self, metric: str, split: Split = "test") -> tuple[list[float], list[float]]:
         """One metric of the plain and of the XML runs, in percent, seed by seed."""
@@ -90,8 +90,8 @@ def format_table(pairing: Pairing, split: Split = "test") -> str:
         interval = f"[{compared.low:+.2f}, {compared.high:+.2f}]" if seeds > 1 else "–"
         p_value = f"{compared.p_value:.3f}" if seeds > 1 else "–"
         lines.append(
-            f"{name:<12}{compared.plain:>8.2f}{compared.xml:>8.2f}{compared.difference:>+12.2f}"
-            f"{interval:>18}{p_value:>8}{f'{compared.won} of {seeds}':>12}"
+            f"{name:<12}{compared.baseline:>8.2f}{compared.candidate:>8.2f}{compared.difference:>+12.2f}"
+            f"{interval:>18}{p_value:>8}{f'{compared.num_better} of {seeds}':>12}"
         )
     return "\n".join(lines)
 
@@ -113,7 +113,7 @@ def conclude(pairings: Sequence[Pairing], split: Split = "test") -> str:
     for loss in dict.fromkeys(pairing.loss for pairing in pairings):
         chosen = max(
             (pairing for pairing in pairings if pairing.loss == loss),
-            key=lambda pairing: pairing.compare(PRIMARY_METRIC, "validation").xml,
+            key=lambda pairing: pairing.compare(PRIMARY_METRIC, "validation").candidate,
         )
         if split == "validation":
             sentences.append(_recommend(chosen))
@@ -121,20 +121,18 @@ def conclude(pairings: Sequence[Pairing], split: Split = "test") -> str:
         compared = chosen.compare(PRIMARY_METRIC)
         xml = f"{loss}: XML with weight {chosen.cross_batch_weight:g}"
         measured = f"MAP@R on unseen classes changes by {compared.difference:+.2f} points"
-        interval = (
-            f"{measured} (95% interval {compared.low:+.2f} to {compared.high:+.2f}, {compared.seeds} seeds)"
-        )
-        if compared.verdict == "helps":
+        interval = f"{measured} (95% interval {compared.low:+.2f} to {compared.high:+.2f}, {compared.num_seeds} seeds)"
+        if compared.verdict() == "helps":
             sentences.append(f"{xml} helps: {interval}; turn it on.")
-        elif compared.verdict == "hurts":
+        elif compared.verdict() == "hurts":
             sentences.append(f"{xml} hurts: {interval}; leave it off.")
-        elif compared.seeds < SEEDS_FOR_A_VERDICT:
+        elif compared.num_seeds < MIN_SEEDS:
             sentences.append(
-                f"{xml} cannot be told from noise with {compared.seeds} seed(s): {measured}; "
-                f"compare with at least {SEEDS_FOR_A_VERDICT} seeds before you decide."
+                f"{xml} cannot be told from noise with {compared.num_seeds} seed(s): {measured}; "
+                f"compare with at least {MIN_SEEDS} seeds before you decide."
             )
         else:
-            sentences.append(f"{xml} cannot be told from noise with {compared.seeds} seeds: {interval}.")
+            sentences.append(f"{xml} cannot be told from noise with {compared.num_seeds} seeds: {interval}.")
     return "\n".join(sentences)
 
 

@@ -59,7 +59,7 @@ def test_table():
     assert lines[1].split() == ["plain", "XML", "difference", "95%", "interval", "p", "seeds", "won"]
     for line, name in zip(lines[2:], METRICS.values(), strict=True):
         # Mean 3 and standard deviation 2.6458 of three: 3 ± 4.3027 · 1.5275.
-        assert line.split() == [name, "50.00", "53.00", "+3.00", "[-3.57,", "+9.57]", "0.250", "3", "of", "3"]
+        assert line.split() == [name, "50.00", "53.00", "+3.00", "[-3.57,", "+9.57]", "0.188", "3", "of", "3"]
     assert len({len(line) for line in lines[1:]}) == 1
 
 

@@ -17,7 +17,7 @@ from pml_xbml.comparison.result import PRIMARY_METRIC
 from pml_xbml.comparison.run_all import run_all
 from pml_xbml.comparison.run_config import PLAIN, XML, Run
 from pml_xbml.comparison.splits import load_splits
-from pml_xbml.comparison.statistics import compare_pairs
+from pml_xbml.comparison.statistics import paired_t_test
 from tests.studies.ablation_loss import ablation_loss
 
 ITERATIONS = 500
@@ -169,11 +169,11 @@ def _row(variant: Variant, scores: list[float], plain: list[float]) -> str:
     start = f"| {variant.question} | {variant.name} | {np.mean(scores):.2f} |"
     if variant.weight is None:
         return f"{start} | | |"
-    paired = compare_pairs(plain, scores)
-    relative = 100 / paired.plain
+    paired = paired_t_test(plain, scores)
+    relative = 100 / paired.baseline
     return (
         f"{start} {paired.difference * relative:+.1f}% | {paired.low * relative:+.1f}% to "
-        f"{paired.high * relative:+.1f}% | {paired.won} of {paired.seeds} |"
+        f"{paired.high * relative:+.1f}% | {paired.num_better} of {paired.num_seeds} |"
     )
 
 
