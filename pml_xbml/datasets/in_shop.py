@@ -1,10 +1,13 @@
+import posixpath
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from pytorch_metric_learning.datasets.base_dataset import BaseDataset
-from pytorch_metric_learning.utils import common_functions as c_f
+
+from ._images import open_image
+
+_SPLITS = ("train", "query", "gallery")
 
 
 class InShop(BaseDataset):
@@ -35,8 +38,10 @@ class InShop(BaseDataset):
         paths: the file of each image.
 
     Raises:
-        ValueError: if ``download`` is true, if there is no such split, if ``root`` is not a folder, or if a
-            line of ``list_eval_partition.txt`` is not as distributed.
+        ValueError: if ``download`` is true, if there is no such split, if ``root`` is not a folder, or if
+            ``list_eval_partition.txt`` is malformed: a line is not as distributed, an image is listed twice
+            or lies outside of the folder, an item is both to train on and to search, a split is empty, or
+            the file is cut short. The message names the line.
         FileNotFoundError: if ``list_eval_partition.txt`` or an image of the split is missing.
     """
 
@@ -55,16 +60,16 @@ class InShop(BaseDataset):
         # PML's own checks would make the folder first, and advise a download.
         if download:
             raise ValueError(
-                f"download is {download}, but InShop cannot be downloaded freely. {_advice(root)}"
+                f"download must be False, got {download}: InShop cannot be downloaded freely. {_advice(root)}"
             )
         if split not in self.get_available_splits():
-            raise ValueError(f"split is {split!r}; it must be one of {self.get_available_splits()}")
+            raise ValueError(f"split must be one of {self.get_available_splits()}, got {split!r}")
         if not Path(root).is_dir():
-            raise ValueError(f"root is {str(root)!r}, which is not a folder. {_advice(root)}")
+            raise ValueError(f"root must be a folder, got {str(root)!r}. {_advice(root)}")
         super().__init__(root, split, transform, target_transform)
 
     def get_available_splits(self) -> list[str]:
-        return ["train", "query", "gallery"]
+        return list(_SPLITS)
 
     def generate_split(self) -> None:
         root = Path(self.root)
@@ -95,8 +100,7 @@ class InShop(BaseDataset):
         raise NotImplementedError(_advice(self.root))
 
     def __getitem__(self, idx: int) -> tuple[Any, Any]:
-        with Image.open(self.paths[idx]) as image:
-            img: Any = image.convert("RGB")
+        img: Any = open_image(self.paths[idx])
         label: Any = self.labels[idx]
         if self.transform is not None:
             img = self.transform(img)
@@ -129,24 +133,40 @@ def _first_existing(paths: list[Path], root: Path) -> Path:
 
 def _read_partition(path: Path) -> list[_Row]:
     """The rows of the file: a count, then the names of the columns, then a row an image."""
+    # Some editors start the file with a byte order mark.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
 
     def malformed(number: int, expected: str) -> ValueError:
-        came = lines[number - 1] if number <= len(lines) else "the end of the file"
-        return ValueError(f"line {number} of {path} is {came!r}; it must be {expected}")
+        came = repr(lines[number - 1]) if number <= len(lines) else "the end of the file"
+        return ValueError(f"line {number} of {path} must be {expected}, got {came}")
 
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines or not lines[0].strip().isdigit():
+    if not lines or not lines[0].strip().isdecimal():
         raise malformed(1, "the number of images")
     if len(lines) < 2 or tuple(lines[1].split()) != ("image_name", "item_id", "evaluation_status"):
         raise malformed(2, "'image_name item_id evaluation_status'")
-    rows = []
+    rows: list[_Row] = []
+    line_of_image: dict[str, int] = {}
+    first_of_item: dict[str, tuple[int, str]] = {}  # line and status
     for number, line in enumerate(lines[2:], start=3):
         values = line.split()
         if not values:
             continue
-        if len(values) != 3 or values[2] not in ("train", "query", "gallery"):
+        if len(values) != 3 or values[2] not in _SPLITS:
             raise malformed(number, "an image, an item and one of train, query, gallery")
-        rows.append(_Row(*values))
+        row = _Row(*values)
+        image = posixpath.normpath(row.image_name)
+        if posixpath.isabs(image) or image.startswith(".."):
+            raise malformed(number, "an image inside of the data set's folder")
+        line_of_this = line_of_image.setdefault(image, number)
+        if line_of_this != number:
+            raise malformed(number, f"an image that no other line lists, as line {line_of_this} does")
+        line_of_item, status = first_of_item.setdefault(row.item_id, (number, row.status))
+        if (status == "train") != (row.status == "train"):
+            raise malformed(number, f"of another item: line {line_of_item} has {row.item_id} in {status}")
+        rows.append(row)
     if len(rows) != int(lines[0]):
-        c_f.LOGGER.warning(f"{path} announces {int(lines[0])} images and lists {len(rows)}")
+        raise malformed(1, f"the number of images, {len(rows)} up to line {len(lines)}")
+    for split in _SPLITS:
+        if all(row.status != split for row in rows):
+            raise malformed(len(lines) + 1, f"an image of {split}, which has none")
     return rows

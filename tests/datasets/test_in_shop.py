@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 from PIL import Image
@@ -95,7 +93,7 @@ def test_transforms_are_applied(root):
 @pytest.mark.parametrize("exists", [True, False])
 def test_download_raises_says_where_to_get_it_and_leaves_no_folder(tmp_path, root, exists):
     folder = root if exists else tmp_path / "new" / "inshop"
-    with pytest.raises(ValueError, match="download is True") as error:
+    with pytest.raises(ValueError, match="download must be False, got True") as error:
         InShop(folder, download=True)
     assert "mmlab.ie.cuhk.edu.hk/projects/DeepFashion" in str(error.value)
     assert str(folder) in str(error.value)
@@ -104,7 +102,7 @@ def test_download_raises_says_where_to_get_it_and_leaves_no_folder(tmp_path, roo
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="not a folder") as error:
+    with pytest.raises(ValueError, match="root must be a folder") as error:
         InShop(tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(error.value)
     assert "download=True" not in str(error.value)
@@ -112,9 +110,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_an_unknown_split_is_named(root):
-    with pytest.raises(
-        ValueError, match=r"split is 'test'; it must be one of \['train', 'query', 'gallery'\]"
-    ):
+    with pytest.raises(ValueError, match=r"split must be one of \['train', 'query', 'gallery'\], got 'test'"):
         InShop(root, split="test")
 
 
@@ -141,29 +137,75 @@ def test_missing_images_are_counted_and_the_first_is_named(root):
     assert len(InShop(root, split="query")) == 2
 
 
+TRAIN, SIDE, QUERY = (" ".join(row) for row in ROWS[:3])
+
+
 @pytest.mark.parametrize(
-    ("text", "number", "came"),
+    ("lines", "number", "expected"),
     [
-        ("", 1, "the end of the file"),
-        ("image_name item_id evaluation_status\n", 1, "image_name item_id evaluation_status"),
-        ("8\n", 2, "the end of the file"),
-        ("8\nimg/a.jpg id_00000001 train\n", 2, "img/a.jpg id_00000001 train"),
-        (partition() + "img/a.jpg id_00000001\n", 11, "img/a.jpg id_00000001"),
-        (partition() + "img/a.jpg id_00000001 val\n", 11, "img/a.jpg id_00000001 val"),
-        (partition() + "img/a b.jpg id_00000001 train\n", 11, "img/a b.jpg id_00000001 train"),
+        ([], 1, "the number of images, got the end of the file"),
+        (["image_name item_id evaluation_status"], 1, "the number of images, got 'image_name"),
+        (["²", *HEADER.splitlines()[1:]], 1, "the number of images, got '²'"),
+        (["8"], 2, "'image_name item_id evaluation_status', got the end of the file"),
+        (
+            ["8", "img/a.jpg id_1 train"],
+            2,
+            "'image_name item_id evaluation_status', got 'img/a.jpg id_1 train'",
+        ),
+        (["img/a.jpg id_1"], 11, "an image, an item and one of train, query, gallery, got 'img/a.jpg id_1'"),
+        (["img/a.jpg id_1 val"], 11, "an image, an item and one of train, query, gallery, got"),
+        (["img/a b.jpg id_1 train"], 11, "an image, an item and one of train, query, gallery, got"),
+        (["", "../../a.jpg id_1 train"], 12, "an image inside of the data set's folder, got '../../a.jpg"),
+        (["img/../../a.jpg id_1 train"], 11, "an image inside of the data set's folder"),
+        (["/img/a.jpg id_1 train"], 11, "an image inside of the data set's folder"),
+        ([TRAIN], 11, "an image that no other line lists, as line 3 does, got 'img/WOMEN/Dresses"),
+        ([SIDE.replace("id_00000002 ", "id_1 ")], 11, "an image that no other line lists, as line 4 does"),
+        ([QUERY.replace("query", "gallery")], 11, "an image that no other line lists, as line 5 does"),
+        ([QUERY.replace("img/", "img/./")], 11, "an image that no other line lists, as line 5 does"),
+        (["img/a.jpg id_00000001 train"], 11, "of another item: line 5 has id_00000001 in query, got"),
+        (["img/a.jpg id_00000080 gallery"], 11, "of another item: line 6 has id_00000080 in train, got"),
     ],
 )
-def test_a_malformed_line_is_named(root, text, number, came):
+def test_a_malformed_line_is_named(root, lines, number, expected):
     path = root / "Eval" / "list_eval_partition.txt"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="it must be") as error:
+    kept = partition().splitlines() if number > 2 else []
+    path.write_text("\n".join([*kept, *lines]), encoding="utf-8")
+    with pytest.raises(ValueError, match="must be") as error:
         InShop(root)
-    assert f"line {number} of {path} is {came!r}" in str(error.value)
+    assert f"line {number} of {path} must be {expected}" in str(error.value)
 
 
-@pytest.mark.parametrize(("count", "warns"), [(8, False), (52712, True)])
-def test_a_count_that_does_not_fit_is_a_warning(root, caplog, count, warns):
-    (root / "Eval" / "list_eval_partition.txt").write_text(partition(count=count) + "\n")
-    with caplog.at_level(logging.WARNING):
-        assert len(InShop(root)) == 3
-    assert ("announces 52712 images and lists 8" in caplog.text) == warns
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_a_split_without_images_is_named(root, split):
+    path = root / "Eval" / "list_eval_partition.txt"
+    rows = [row for row in ROWS if row[2] != split]
+    path.write_text(partition(rows))
+    with pytest.raises(ValueError, match="must be") as error:
+        InShop(root)
+    assert f"line {len(rows) + 3} of {path} must be an image of {split}, which has none" in str(error.value)
+
+
+@pytest.mark.parametrize("count", [0, 7, 9])
+def test_a_count_that_does_not_fit_is_named(root, count):
+    path = root / "Eval" / "list_eval_partition.txt"
+    path.write_text(partition(count=count))
+    with pytest.raises(ValueError, match="must be") as error:
+        InShop(root)
+    assert f"line 1 of {path} must be the number of images, 8 up to line 10, got '{count}'" in str(
+        error.value
+    )
+
+
+def test_a_byte_order_mark_and_empty_lines_are_no_error(root):
+    (root / "Eval" / "list_eval_partition.txt").write_text(
+        "\ufeff" + partition() + "\n  \n", encoding="utf-8"
+    )
+    assert len(InShop(root)) == 3
+
+
+def test_a_broken_image_is_named(root):
+    path = root / "Img" / ROWS[0][0]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        InShop(root)[0]
+    assert str(path) in str(error.value)
