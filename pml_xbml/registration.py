@@ -1,10 +1,3 @@
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import samplers as pml_samplers
-
-from .losses import CrossBatchPrototypeLoss
-from .samplers import DisjointClassPairSampler
-
-
 def register() -> None:
     """Puts the loss and the sampler into ``pytorch_metric_learning.losses`` and ``.samplers``.
 
@@ -22,6 +15,13 @@ def register() -> None:
         CrossBatchPrototypeLoss(
           (loss): ContrastiveLoss(...
     """
+    # PML's samplers import its testers, and those faiss: not before somebody registers.
+    from pytorch_metric_learning import losses as pml_losses
+    from pytorch_metric_learning import samplers as pml_samplers
+
+    from .losses import CrossBatchPrototypeLoss
+    from .samplers import DisjointClassPairSampler
+
     additions = ((pml_losses, CrossBatchPrototypeLoss), (pml_samplers, DisjointClassPairSampler))
     for module, addition in additions:
         present = getattr(module, addition.__name__, addition)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
 from pytorch_metric_learning.reducers import DoNothingReducer
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
+
+from .. import _pml
 
 # These refuse class labels, of which the halves are made.
 LOSSES_WITHOUT_LABELS = (pml_losses.ManifoldLoss, pml_losses.SelfSupervisedLoss, pml_losses.VICRegLoss)
@@ -37,10 +37,10 @@ class Term:
 
     def with_all_pairs(self, labels: Tensor, ref_labels: Tensor | None) -> Term:
         """With the pairs that a loss of pairs makes of the labels where it gets none: once for both calls."""
-        makes_all_pairs = getattr(type(self.loss), "compute_loss", None) is GenericPairLoss.compute_loss
+        makes_all_pairs = getattr(type(self.loss), "compute_loss", None) is _pml.GenericPairLoss.compute_loss
         if self.indices_tuple is not None or not makes_all_pairs:
             return self
-        return replace(self, indices_tuple=lmu.get_all_pairs_indices(labels, ref_labels))
+        return replace(self, indices_tuple=_pml.get_all_pairs_indices(labels, ref_labels))
 
     def weighted(self, value: Tensor) -> Tensor:
         return value if self.weight is None else value * self.weight

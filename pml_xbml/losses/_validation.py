@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from pytorch_metric_learning.utils import common_functions as c_f
-from pytorch_metric_learning.utils import distributed as pml_distributed
 from torch import Tensor
+
+from .. import _pml
 
 
 def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:
@@ -36,7 +36,7 @@ def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:
         )
     if labels.is_floating_point() and labels.isnan().any():
         raise ValueError("labels must be numbers, got NaN among them")
-    labels = c_f.to_device(labels, embeddings)
+    labels = labels.to(embeddings.device)
     return labels.long() if labels.dtype == torch.bool else labels
 
 
@@ -67,7 +67,7 @@ def matching_histograms(embeddings: Tensor, histograms: Tensor) -> tuple[Tensor,
     if len(histograms) == len(embeddings):
         return histograms, 1
     if num_processes() > 1 and len(embeddings) == num_processes() * len(histograms):
-        return torch.cat([histograms, pml_distributed.all_gather(histograms)]), num_processes()
+        return torch.cat([histograms, _pml.all_gather(histograms)]), num_processes()
     raise ValueError(
         f"histograms must have a row for each of the {len(embeddings)} embeddings, got {len(histograms)} "
         "rows. The trunk has to run once before the loss, on the images whose embeddings come: where it runs "
@@ -77,7 +77,7 @@ def matching_histograms(embeddings: Tensor, histograms: Tensor) -> tuple[Tensor,
 
 def num_processes() -> int:
     """Of the default process group; 1 if there is none."""
-    return torch.distributed.get_world_size() if pml_distributed.is_distributed() else 1
+    return torch.distributed.get_world_size() if _pml.is_distributed() else 1
 
 
 def raise_on_non_finite(tensors: dict[str, Tensor]) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
-from .. import functional
+from .. import _pml, functional
 from ._base_losses import Term, base_loss_terms, check_base_loss, takes_references
 from ._pooling_reference import PoolingReference
 from ._statistics import ExpressionStatistics, expression_statistics
@@ -307,7 +306,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         if self._pooling is not None:
             return self._pooling.consume_histograms()
         if self.cross_batch_weight > 0 and not self._has_warned:
-            c_f.LOGGER.warning(
+            _pml.LOGGER.warning(
                 "CrossBatchPrototypeLoss has neither a pooling nor histograms, so each embedding stands for "
                 "itself. Pass pooling=PrototypePoolingTrunk(...) to use histograms over prototypes."
             )
