@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_metric_learning.datasets.base_dataset import BaseDataset
+
+from .. import _pml
 
 # The other fonts that matplotlib ships draw placeholders (LastResort) or map codepoints to other
 # characters than Unicode does (the TeX fonts, cm*).
@@ -32,7 +33,7 @@ SAME_LOOK = 0.05
 UInt8Array = npt.NDArray[np.uint8]
 
 
-class Glyphs(BaseDataset):
+class Glyphs(_pml.BaseDataset):
     """Characters in the fonts that matplotlib ships: a class is a character, its images are the fonts.
 
     A data set for zero-shot retrieval that is drawn in seconds and needs no download and no folder. Every

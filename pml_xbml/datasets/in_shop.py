@@ -3,14 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytorch_metric_learning.datasets.base_dataset import BaseDataset
-
+from .. import _pml
 from ._images import open_image
 
 _SPLITS = ("train", "query", "gallery")
 
 
-class InShop(BaseDataset):
+class InShop(_pml.BaseDataset):
     """DeepFashion In-shop Clothes Retrieval: find the other photographs of an item of clothing.
 
     Z. Liu, P. Luo, S. Qiu, X. Wang and X. Tang, "DeepFashion: Powering Robust Clothes Recognition and

@@ -3,7 +3,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
 
 from ._shuffled_passes import Integers
 
@@ -58,6 +57,8 @@ def group_by_class(labels: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
     """
     smallest_type = np.min_scalar_type(-len(labels))
     if labels.dtype.kind in "biu" and int(labels.max()) - int(labels.min()) < len(labels):
+        from scipy.sparse import coo_array  # slow to import, and of use here alone
+
         # Modulo 2**64 the difference is right for every integer type.
         offsets = (labels.astype(np.uint64) - labels.min().astype(np.uint64)).astype(smallest_type)
         samples = np.arange(len(labels), dtype=smallest_type)

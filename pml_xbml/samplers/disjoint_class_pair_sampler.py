@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch.utils.data import Sampler
 
+from .. import _pml
 from ._labels_by_class import group_by_class, label_array
 from ._shuffled_passes import Integers, derive_keys, draw_items
 
@@ -177,7 +177,7 @@ class DisjointClassPairSampler(Sampler[int]):
 
     def _current_seed(self) -> int:
         if self._plan_seed is None:
-            self._plan_seed = int.from_bytes(c_f.NUMPY_RANDOM.bytes(8), "little")
+            self._plan_seed = int.from_bytes(_pml.NUMPY_RANDOM.bytes(8), "little")
         return self._plan_seed
 
     def set_epoch(self, epoch: int) -> None:
