@@ -121,7 +121,10 @@ def conclude(pairings: Sequence[Pairing], split: Split = "test") -> str:
         compared = chosen.compare(PRIMARY_METRIC)
         xml = f"{loss}: XML with weight {chosen.cross_batch_weight:g}"
         measured = f"MAP@R on unseen classes changes by {compared.difference:+.2f} points"
-        interval = f"{measured} (95% interval {compared.low:+.2f} to {compared.high:+.2f}, {compared.num_seeds} seeds)"
+        interval = (
+            f"{measured} (95% interval {compared.low:+.2f} to {compared.high:+.2f}, "
+            f"{compared.num_seeds} seeds)"
+        )
         if compared.verdict() == "helps":
             sentences.append(f"{xml} helps: {interval}; turn it on.")
         elif compared.verdict() == "hurts":

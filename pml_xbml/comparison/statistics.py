@@ -80,8 +80,8 @@ def paired_t_test(baseline: Sequence[float], candidate: Sequence[float]) -> Pair
         ValueError: if the two have different lengths, or no elements.
 
     Example:
-        >>> tested = paired_t_test([50.0, 51.0, 52.0], [51.0, 53.0, 55.0])
-        >>> print(f"{tested.difference:+.2f} [{tested.low:+.2f}, {tested.high:+.2f}] p = {tested.p_value:.3f}")
+        >>> test = paired_t_test([50.0, 51.0, 52.0], [51.0, 53.0, 55.0])
+        >>> print(f"{test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p = {test.p_value:.3f}")
         +2.00 [-0.48, +4.48] p = 0.074
     """
     if len(baseline) != len(candidate) or len(baseline) == 0:
@@ -121,8 +121,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Correct the p-values of several tests, so that their verdicts are all right with probability 95%.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
-    1979: of k tests the smallest p-value is multiplied by k, the next by k - 1, and so on; none becomes smaller
-    than one before it, or larger than 1.
+    1979: of k tests the smallest p-value is multiplied by k, the next by k - 1, and so on; none becomes
+    smaller than one before it, or larger than 1.
 
     Args:
         p_values: of the tests; NaN where there was none, which neither counts nor changes.
