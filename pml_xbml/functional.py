@@ -10,12 +10,14 @@ embeddings the rows of Y (N, D).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Halves",
     "assignments",
     "average_and_histograms",
     "class_disjoint_halves",
@@ -594,8 +596,41 @@ def express(histograms: Tensor, fitted_prototypes: Tensor) -> Tensor:
         return histograms.to(fitted_prototypes.dtype) @ fitted_prototypes
 
 
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """To which of the two halves each sample of a batch belongs.
+
+    Attributes:
+        in_first: (N,) bool, True for the samples of the first half, as :func:`class_disjoint_halves` gives
+            it. None if the batch is cut in the middle: the first half are its first N/2 samples, N even.
+
+    Example:
+        >>> Halves(class_disjoint_halves(torch.tensor([5, 3, 5, 3]))).split(torch.tensor([10, 11, 12, 13]))
+        (tensor([11, 13]), tensor([10, 12]))
+        >>> Halves().split(torch.tensor([10, 11, 12, 13]))
+        (tensor([10, 11]), tensor([12, 13]))
+    """
+
+    in_first: Tensor | None = None
+
+    @property
+    def are_two(self) -> bool:
+        """Whether neither half is empty. Waits for the device unless cut in the middle."""
+        return self.in_first is None or bool(self.in_first.any() & ~self.in_first.all())
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the first and of the second half. Waits for the device unless cut in the middle."""
+        if self.in_first is None:
+            middle = len(rows) // 2
+            return rows[:middle], rows[middle:]
+        return rows[self.in_first], rows[~self.in_first]
+
+
+CUT_IN_THE_MIDDLE = Halves()
+
+
 def cross_batch_expression(
-    histograms: Tensor, embeddings: Tensor, ridge: float, first_half: Tensor | None = None
+    histograms: Tensor, embeddings: Tensor, ridge: float, halves: Halves = CUT_IN_THE_MIDDLE
 ) -> Tensor:
     """Every sample expressed with the prototypes of the half that it does not belong to.
 
@@ -608,20 +643,19 @@ def cross_batch_expression(
         histograms: Z, (N, m).
         embeddings: Y, (N, D), as the distance of the metric loss sees them.
         ridge: ε > 0.
-        first_half: (N,) bool, True for the samples of the first half, False for those of the second. Left
-            out, the halves are the first N/2 and the last N/2 rows, N even.
+        halves: which samples belong to which half.
 
     Returns:
         Ŷ, (N, D), row for row as Y, in its dtype. Nothing waits for the device.
     """
     _check_ridge(ridge)
-    halves, targets = histograms.double(), _at_least_float32(embeddings)
-    if first_half is None:
-        halves, targets = halves.unflatten(0, (2, -1)), targets.unflatten(0, (2, -1))
-        return _express_halves(halves, targets, ridge).flatten(0, 1).to(embeddings.dtype)
+    histograms, targets = histograms.double(), _at_least_float32(embeddings)
+    if halves.in_first is None:
+        histograms, targets = histograms.unflatten(0, (2, -1)), targets.unflatten(0, (2, -1))
+        return _express_halves(histograms, targets, ridge).flatten(0, 1).to(embeddings.dtype)
     # A row of zeros adds nothing to a ridge fit, so masking needs no data-dependent shape.
-    halves = halves * torch.stack([first_half, ~first_half]).unsqueeze(-1)
-    expressed = _express_halves(halves, targets.expand(2, -1, -1), ridge)
+    masked = histograms * torch.stack([halves.in_first, ~halves.in_first]).unsqueeze(-1)
+    expressed = _express_halves(masked, targets.expand(2, -1, -1), ridge)
     return expressed.sum(0).to(embeddings.dtype)
 
 

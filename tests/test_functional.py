@@ -340,7 +340,7 @@ class TestCrossBatchExpression:
     def test_equals_sklearn_fits_of_the_two_halves(self, num_prototypes, num_first):
         z, y = simplex(20, num_prototypes), double(20, 4)
         first_half = torch.randperm(20) < num_first
-        got = functional.cross_batch_expression(z, y, 0.05, first_half)
+        got = functional.cross_batch_expression(z, y, 0.05, functional.Halves(first_half))
         torch.testing.assert_close(got, self.by_sklearn(z, y, first_half, 0.05), rtol=1e-8, atol=1e-9)
 
     @pytest.mark.parametrize("num_prototypes", [3, 40])
@@ -354,9 +354,11 @@ class TestCrossBatchExpression:
     @pytest.mark.parametrize("num_prototypes", [2, 8])
     @pytest.mark.parametrize("first_half", [None, torch.tensor([True, False, False, True, False, True])])
     def test_passes_gradcheck_from_histograms_to_expression(self, first_half, num_prototypes):
+        halves = functional.Halves(first_half)
+
         def expressed(features, prototypes, embeddings):
             z = functional.l2_normalize(functional.histograms(features, prototypes, 0.5))
-            return functional.cross_batch_expression(z, functional.l2_normalize(embeddings), 0.05, first_half)
+            return functional.cross_batch_expression(z, functional.l2_normalize(embeddings), 0.05, halves)
 
         inputs = double(6, 3, 4), double(num_prototypes, 4), double(6, 2)
         assert torch.autograd.gradcheck(expressed, [tensor.requires_grad_() for tensor in inputs])

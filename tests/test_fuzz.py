@@ -296,7 +296,9 @@ def test_fit_and_expression(given_halves):
     (z_leaf, histograms), (y_leaf, embeddings), first_half, ridge = given_halves
     fitted = functional.ridge_fit(histograms, embeddings, ridge)
     assert fitted.shape == (histograms.shape[1], 3)
-    expressed = functional.cross_batch_expression(histograms, embeddings, ridge, first_half)
+    expressed = functional.cross_batch_expression(
+        histograms, embeddings, ridge, functional.Halves(first_half)
+    )
     assert expressed.shape == embeddings.shape
     assert expressed.dtype == embeddings.dtype
     assert expressed.isfinite().all()

@@ -28,7 +28,10 @@ class ExpressionStatistics(NamedTuple):
 
 @torch.no_grad()
 def expression_statistics(
-    histograms: Tensor, embeddings: Tensor, ridge: float, first_half: Tensor | None = None
+    histograms: Tensor,
+    embeddings: Tensor,
+    ridge: float,
+    halves: functional.Halves = functional.CUT_IN_THE_MIDDLE,
 ) -> ExpressionStatistics:
     """Measures one batch.
 
@@ -36,21 +39,18 @@ def expression_statistics(
         histograms: Z, (N, m), as they enter the fit.
         embeddings: Y, (N, D), as they enter the fit.
         ridge: ε > 0.
-        first_half: (N,) bool; the first and the last N/2 rows if left out, as in
-            :func:`pml_xbml.functional.cross_batch_expression`.
+        halves: which samples belong to which half.
 
     Returns:
         The statistics, in float64.
     """
-    if first_half is None:
-        first_half = torch.arange(len(histograms), device=histograms.device) < len(histograms) // 2
-    halves = [(histograms[half].double(), embeddings[half].double()) for half in (first_half, ~first_half)]
-    fitted = [functional.ridge_fit(*half, ridge) for half in halves]
-    fit_error = torch.stack([_relative_error(*half, own) for half, own in zip(halves, fitted, strict=True)])
+    pairs = list(zip(halves.split(histograms.double()), halves.split(embeddings.double()), strict=True))
+    fitted = [functional.ridge_fit(*pair, ridge) for pair in pairs]
+    fit_error = torch.stack([_relative_error(*pair, own) for pair, own in zip(pairs, fitted, strict=True)])
     expression_error = torch.stack(
-        [_relative_error(*half, other) for half, other in zip(halves, reversed(fitted), strict=True)]
+        [_relative_error(*pair, other) for pair, other in zip(pairs, reversed(fitted), strict=True)]
     )
-    condition_number = torch.stack([_condition_number(half[0], ridge) for half in halves])
+    condition_number = torch.stack([_condition_number(pair[0], ridge) for pair in pairs])
     return ExpressionStatistics(
         fit_error.mean(),
         expression_error.mean(),

@@ -211,10 +211,10 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
             return self._sub_losses(_sum(values.sum() * math.nan for values in given.values()), 0)
 
-        first_half, has_two_classes = None, is_cut_in_the_middle
+        halves, has_two_classes = functional.CUT_IN_THE_MIDDLE, is_cut_in_the_middle
         if wants_halves and not is_cut_in_the_middle:
-            first_half = functional.class_disjoint_halves(labels, world_size)
-            has_two_classes = bool(first_half.any() & ~first_half.all())
+            halves = functional.Halves(functional.class_disjoint_halves(labels, world_size))
+            has_two_classes = halves.are_two
         if self.collect_stats and wants_halves:
             self._count_batch(has_two_classes)
         terms = list(base_loss_terms(self.loss, embeddings, labels, indices_tuple))
@@ -225,7 +225,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 expressed_terms = terms = [term.with_all_pairs(labels, ref_labels) for term in terms]
             else:
                 expressed_terms = list(base_loss_terms(self.expressed_loss, embeddings, labels, None))
-            expressed = self._expressed(expressed_terms, embeddings, histograms, first_half)
+            expressed = self._expressed(expressed_terms, embeddings, histograms, halves)
             # Before the term of Y, so that what ℓ records of itself is of the embeddings that are deployed.
             cross_batch_loss = _sum(
                 term.weighted(
@@ -253,7 +253,11 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         }
 
     def _expressed(
-        self, terms: list[Term], embeddings: Tensor, histograms: Tensor | None, first_half: Tensor | None
+        self,
+        terms: list[Term],
+        embeddings: Tensor,
+        histograms: Tensor | None,
+        halves: functional.Halves,
     ) -> dict[bool, Tensor]:
         """Ŷ, by whether it is made of normalised embeddings: once for all terms whose distances agree."""
         expressed = {}
@@ -267,10 +271,10 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 self.center_histograms,
             )
             if self.collect_stats:
-                statistics = expression_statistics(sources, targets.double(), self.ridge, first_half)
+                statistics = expression_statistics(sources, targets.double(), self.ridge, halves)
                 for name, value in statistics._asdict().items():
                     setattr(self, name, value)
-            expression = functional.cross_batch_expression(sources, targets, self.ridge, first_half)
+            expression = functional.cross_batch_expression(sources, targets, self.ridge, halves)
             expressed[normalizes] = expression.to(embeddings.dtype)
         return expressed
 

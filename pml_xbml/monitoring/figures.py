@@ -181,7 +181,9 @@ def expressed_and_actual_embeddings(
     histograms = functional.prepare_histograms(
         view.histograms[order].double(), normalize_histograms, center_histograms
     )
-    expressed = functional.cross_batch_expression(histograms, embeddings, ridge, first_half)
+    expressed = functional.cross_batch_expression(
+        histograms, embeddings, ridge, functional.Halves(first_half)
+    )
     cosines = functional.l2_normalize(expressed) @ embeddings.T
 
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")

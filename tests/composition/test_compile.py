@@ -39,18 +39,19 @@ MIXED = torch.arange(12) % 3 == 0
 
 
 @pytest.mark.parametrize(
-    ("num_prototypes", "first_half", "backend"),
+    ("num_prototypes", "in_first", "backend"),
     [(4, None, "inductor"), (4, MIXED, "aot_eager"), (20, None, "aot_eager"), (20, MIXED, "aot_eager")],
     ids=["primal", "primal_mixed", "dual", "dual_mixed"],
 )
-def test_fit_and_expression_compile_whole(num_prototypes, first_half, backend):
+def test_fit_and_expression_compile_whole(num_prototypes, in_first, backend):
+    halves = functional.Halves(in_first)
     histograms = torch.rand(12, num_prototypes, requires_grad=True)
     embeddings = torch.randn(12, 5, requires_grad=True)
-    expected = functional.cross_batch_expression(histograms, embeddings, 0.05, first_half)
+    expected = functional.cross_batch_expression(histograms, embeddings, 0.05, halves)
     expected_gradients = gradients([expected], (histograms, embeddings))
 
     compiled = torch.compile(functional.cross_batch_expression, backend=backend, fullgraph=True)
-    expressed = compiled(histograms, embeddings, 0.05, first_half)
+    expressed = compiled(histograms, embeddings, 0.05, halves)
     torch.testing.assert_close(expressed, expected)
     torch.testing.assert_close(gradients([expressed], (histograms, embeddings)), expected_gradients)
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from pml_xbml import functional
 from pml_xbml.losses._statistics import expression_statistics
 
 
@@ -27,7 +28,7 @@ def test_is_what_scikit_learn_gives(num_samples, num_prototypes):
     histograms = torch.rand(num_samples, num_prototypes, dtype=torch.float64)
     embeddings = torch.randn(num_samples, 4, dtype=torch.float64)
     first_half = torch.arange(num_samples) % 3 == 0
-    statistics = expression_statistics(histograms, embeddings, 0.05, first_half)
+    statistics = expression_statistics(histograms, embeddings, 0.05, functional.Halves(first_half))
     assert [value.item() for value in statistics] == pytest.approx(
         reference(histograms, embeddings, 0.05, first_half)
     )
@@ -36,7 +37,7 @@ def test_is_what_scikit_learn_gives(num_samples, num_prototypes):
 def test_cuts_in_the_middle_without_a_mask():
     histograms, embeddings = torch.rand(8, 3), torch.randn(8, 4)
     cut = expression_statistics(histograms, embeddings, 0.1)
-    assert cut == expression_statistics(histograms, embeddings, 0.1, torch.arange(8) < 4)
+    assert cut == expression_statistics(histograms, embeddings, 0.1, functional.Halves(torch.arange(8) < 4))
 
 
 def test_embeddings_of_zero_give_finite_numbers():
