@@ -296,7 +296,9 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             histograms.double(), self.normalize_histograms, self.center_histograms
         )
         targets = functional.l2_normalize(embeddings.double())
-        return functional.cross_batch_expression(sources, targets, self.ridge, first_half), first_half
+        return functional.cross_batch_expression(
+            sources, targets, self.ridge, functional.Halves(first_half)
+        ), first_half
 
     def _count_batch(self, has_two_classes: bool) -> None:
         self.num_batches += 1
