@@ -23,7 +23,7 @@ ROWS = (
     {"losses", "trunks", "samplers", "datasets"},
     {"functional"},
     {"_kernels"},
-    {"_pml", "_checks"},
+    {"_pml", "_checks", "_evaluation"},
 )
 RANK = {folder: rank for rank, row in enumerate(ROWS) for folder in row}
 NEIGHBOURS = {("monitoring", "checkpoint")}

@@ -27,15 +27,18 @@ class PoolingReference:
         self.target = pooling
         self._holder = getattr(holder, "pooling", holder)
 
-    def consume_histograms(self) -> Tensor:
-        """The histograms of the last forward.
+    def histograms_of(self, embeddings: Tensor) -> Tensor | None:
+        """The histograms of the last forward, which must have given the embeddings.
+
+        Returns:
+            (B, m). None if that forward ran in evaluation mode and no gradient is wanted.
 
         Raises:
-            ValueError: if there are none, and where ``PrototypePooling.consume_histograms`` raises.
+            ValueError: if there are none, and where ``PrototypePooling.histograms_of`` raises.
         """
-        if hasattr(self._holder, "consume_histograms"):
-            claimed: Tensor = self._holder.consume_histograms()
-            return claimed
+        if hasattr(self._holder, "histograms_of"):
+            checked: Tensor | None = self._holder.histograms_of(embeddings)
+            return checked
         if self._holder.histograms is None:
             raise ValueError(f"pooling holds no histograms, its {type(self._holder).__name__} has None")
         histograms: Tensor = self._holder.histograms

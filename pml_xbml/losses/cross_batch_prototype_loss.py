@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from pytorch_metric_learning import losses as pml_losses
 from torch import Tensor
 
 from .. import _pml, functional
+from .._checks import check_number
 from ._base_losses import Term, base_loss_terms, check_base_loss, takes_references
 from ._pooling_reference import PoolingReference
 from ._statistics import ExpressionStatistics, expression_statistics
@@ -91,8 +91,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                     f"got {name}={kwargs[name]!r} on CrossBatchPrototypeLoss itself"
                 )
         super().__init__(**kwargs)
-        _check_number("cross_batch_weight", cross_batch_weight)
-        _check_number("ridge", ridge)
+        check_number("cross_batch_weight", cross_batch_weight)
+        check_number("ridge", ridge)
         if not 0 <= cross_batch_weight <= 1:
             raise ValueError(f"cross_batch_weight must lie in [0, 1], got {cross_batch_weight}")
         if not 0 < ridge < math.inf:
@@ -160,7 +160,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             ValueError, TypeError: on missing labels, tensors whose shapes, devices or dtypes do not go
                 together, values that are not finite (in float16, and under float16 autocast, the loss comes
                 out non-finite instead, so that a ``GradScaler`` skips the step), and where
-                :meth:`~pml_xbml.trunks.PrototypePooling.consume_histograms` raises.
+                :meth:`~pml_xbml.trunks.PrototypePooling.histograms_of` raises.
         """
         self.reset_stats()
         labels = checked_labels(embeddings, labels)
@@ -193,7 +193,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         ref_labels: Tensor | None,
         histograms: Tensor | None = None,
     ) -> dict[str, dict[str, Any]]:
-        histograms = self._claimed(histograms)
+        histograms = self._claimed(histograms, embeddings)
         if histograms is not None:
             histograms, world_size = matching_histograms(embeddings, histograms)
         else:
@@ -305,12 +305,18 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         self.num_batches_without_two_classes += not has_two_classes
         self.single_class_fraction = self.num_batches_without_two_classes / self.num_batches
 
-    def _claimed(self, histograms: Tensor | None) -> Tensor | None:
+    def _claimed(self, histograms: Tensor | None, embeddings: Tensor) -> Tensor | None:
         """The histograms of the call, or the pooling's, or None where each embedding stands for itself."""
         if histograms is not None:
             return histograms
         if self._pooling is not None:
-            return self._pooling.consume_histograms()
+            claimed = self._pooling.histograms_of(embeddings)
+            if claimed is None:
+                raise ValueError(
+                    "pooling holds no histograms: its last forward ran in evaluation mode. Run the trunk in "
+                    "training mode before the loss, or build it with eval_histograms=True."
+                )
+            return claimed
         if self.cross_batch_weight > 0 and not self._has_warned:
             _pml.LOGGER.warning(
                 "CrossBatchPrototypeLoss has neither a pooling nor histograms, so each embedding stands for "
@@ -329,11 +335,6 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
     def _sub_loss_names(self) -> list[str]:
         return ["metric_loss", "cross_batch_loss"]
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _facts(inputs: list[Tensor], labels: Tensor | None) -> tuple[bool, bool]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._evaluation import evaluation
 from ..trunks import PrototypePooling
-from ..trunks._pool_search import evaluation
 
 
 @dataclass(frozen=True)

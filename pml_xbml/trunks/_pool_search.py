@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._evaluation import evaluation
 from ._known_pools import Ending, replace_module
 
 # Fully convolutional networks take any size; others are nearly always made for one of these. They ascend,
@@ -30,19 +29,6 @@ class _Call:
     end: int = -1
     input_shape: tuple[int, ...] = ()
     averages: bool = False
-
-
-@contextmanager
-def evaluation(network: nn.Module) -> Iterator[None]:
-    """Puts the network into evaluation mode without gradients; every module gets its mode back."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def search_ending(network: nn.Module, pool: str | None = None) -> Ending:

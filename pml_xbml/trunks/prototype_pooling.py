@@ -1,21 +1,23 @@
 from __future__ import annotations
 
-import numbers
-import weakref
+import sys
 from typing import Any
 
 import torch
-from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
 from .. import functional
+from .._checks import check_choice, check_number, check_positive_integer
+from ._autograd_graph import stems_from_another_forward
 from ._statistics import batches_since_chosen, cover_radius_and_gap, perplexity
 
-# A prototype is recorded as idle once no local feature has matched it best for so many batches.
-IDLE_AFTER = 20
+# A prototype counts as dead once no local feature has matched it best for so many batches.
+DEAD_AFTER = 20
+
+_RECORDS = ("perplexity", "image_perplexity", "cover_radius", "lemma_gap", "dead_prototypes")
 
 
-class PrototypePooling(ModuleWithRecords):
+class PrototypePooling(torch.nn.Module):
     """Global average pooling that also tells each image's histogram over learnable prototypes.
 
     The drop-in for a global average pool of section 1 of the method: with the default output it gives exactly
@@ -23,8 +25,9 @@ class PrototypePooling(ModuleWithRecords):
 
         π_ij = (1/n) softmax_i( s(ν_i, x_j) / τ ),     z_i = Σ_j π_ij
 
-    for the local features x_j and the prototypes ν_i (definition A.5 and Claim 1 of arXiv:2307.07620,
-    smoothed by entropy). :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` reads them from ``histograms``.
+    for the local features x_j and the prototypes ν_i (Definition 4, equation (A.5), and Claim 1 of
+    arXiv:2307.07620, smoothed by entropy). :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` reads them from
+    ``histograms``.
 
     Args:
         num_features: C, the channels of the local features.
@@ -75,14 +78,14 @@ class PrototypePooling(ModuleWithRecords):
         eval_histograms: bool = False,
         collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(collect_stats=collect_stats)
-        _check_positive_integer("num_features", num_features)
-        _check_positive_integer("num_prototypes", num_prototypes)
-        _check_number("temperature", temperature)
+        super().__init__()
+        check_positive_integer("num_features", num_features)
+        check_positive_integer("num_prototypes", num_prototypes)
+        check_number("temperature", temperature)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
-        _check_choice("similarity", similarity, functional.SIMILARITIES)
-        _check_choice("output", output, ("average", "prototypes"))
+        check_choice("similarity", similarity, functional.SIMILARITIES)
+        check_choice("output", output, ("average", "prototypes"))
         self.num_features = num_features
         self.num_prototypes = num_prototypes
         self.temperature = temperature
@@ -95,15 +98,15 @@ class PrototypePooling(ModuleWithRecords):
             )
         )
         self.histograms = None
-        self._unclaimed_forward: weakref.ref[Any] | None = None
-        self._ran_twice = False
-        self.add_to_recordable_attributes(
-            list_of_names=[
-                "perplexity", "image_perplexity", "cover_radius", "lemma_gap", "dead_prototypes",
-            ],
-            is_stat=True,
-        )  # fmt: skip
+        self._left_out_histograms = False
+        self.collect_stats = _collects_by_default() if collect_stats is None else collect_stats
+        # pytorch-metric-learning and record-keeper read these two lists; no base class of theirs is needed.
+        self._record_these: list[str] = []
+        self._record_these_stats: list[str] = []
         if self.collect_stats:
+            self._record_these_stats += _RECORDS
+            for name in _RECORDS:
+                setattr(self, name, 0)
             counts = torch.zeros(num_prototypes, dtype=torch.long)
             self.register_buffer("batches_since_chosen", counts, persistent=False)
 
@@ -124,6 +127,7 @@ class PrototypePooling(ModuleWithRecords):
         self._check_features(features)
         average = features.mean(1) if features.ndim == 3 else _global_average(features)
         wants_histograms = self.training or self.eval_histograms
+        self._left_out_histograms = not wants_histograms
         if not wants_histograms and self.output == "average":
             self.histograms = None
             return average
@@ -140,37 +144,53 @@ class PrototypePooling(ModuleWithRecords):
         self.histograms = histograms if wants_histograms else None
         if self.collect_stats:
             self._collect_stats(_as_local_features(features), histograms)
-        if not torch.compiler.is_compiling():
-            self._note_forward(histograms)
         return output
 
-    def consume_histograms(self) -> Tensor:
-        """Hands the histograms of the last forward to a loss, once it is sure that they are the right ones.
+    def histograms_of(self, embeddings: Tensor) -> Tensor | None:
+        """The histograms of the images whose embeddings came from the last forward, for a loss.
+
+        Other forwards may have run before, and their outputs may be kept; only embeddings of one of them are
+        an error. This is read from the graph of autograd, under ``torch.compile`` too. It cannot be known
+        while the prototypes are frozen, or for embeddings without a graph that leads to the pooling.
+
+        Args:
+            embeddings: (B, D), computed from the output of the last forward.
 
         Returns:
-            (B, m).
+            (B, m); None if the last forward ran in evaluation mode, where there are none, and the embeddings
+            require no gradient, as in a validation loop.
 
         Raises:
-            ValueError: if there are none (no forward yet, or the last one was in evaluation mode); if the
-                trunk ran more than once since the last loss, so that the histograms of the earlier runs are
-                gone; or if the prototypes would get no gradient.
+            ValueError: if there are none, because no forward has run yet, or because the last one ran in
+                evaluation mode and the embeddings require a gradient; if an earlier forward gave the
+                embeddings; or if the prototypes would get no gradient.
         """
-        ran_twice, self._ran_twice, self._unclaimed_forward = self._ran_twice, False, None
         if self.histograms is None:
+            if not self._left_out_histograms:
+                raise ValueError(
+                    "pooling must hold histograms, got none: no forward has run yet. Run the trunk first."
+                )
+            if not embeddings.requires_grad:
+                return None
             raise ValueError(
-                "pooling holds no histograms: no forward has run yet, or the last one ran in evaluation "
-                "mode. Run the trunk in training mode before the loss, or build it with eval_histograms=True."
+                "pooling must hold histograms, got none: the last forward ran in evaluation mode. Run the "
+                "trunk in training mode, or build a frozen one with eval_histograms=True; a validation loss "
+                "needs none under torch.no_grad()."
             )
-        if ran_twice:
-            raise ValueError(
-                "the trunk ran more than once before the loss, as in TwoStreamMetricLoss, and holds the "
-                "histograms of the last run only. Run it once on the concatenated batch."
-            )
-        if torch.is_grad_enabled() and self.prototypes.requires_grad and not self.histograms.requires_grad:
+        if torch.compiler.is_compiling():
+            return self.histograms
+        is_trained = embeddings.requires_grad and self.prototypes.requires_grad
+        if torch.is_grad_enabled() and is_trained and not self.histograms.requires_grad:
             raise ValueError(
                 "the histograms carry no gradient although the prototypes require one: the trunk ran under "
                 "torch.no_grad() or under reentrant activation checkpointing. Use "
                 "checkpoint(..., use_reentrant=False), or freeze the prototypes with requires_grad_(False)."
+            )
+        if stems_from_another_forward(embeddings, self.histograms, self.prototypes):
+            raise ValueError(
+                "embeddings must come from the last forward of the trunk, got those of an earlier one, whose "
+                "histograms are gone. Run the loss before the trunk runs again, or the trunk once on the "
+                "concatenated batch."
             )
         return self.histograms
 
@@ -246,19 +266,7 @@ class PrototypePooling(ModuleWithRecords):
 
     def __getstate__(self) -> dict[str, Any]:
         # The last histograms belong to a graph, which neither copy nor pickle takes.
-        return self.__dict__ | {"histograms": None, "_unclaimed_forward": None, "_ran_twice": False}
-
-    def _note_forward(self, histograms: Tensor) -> None:
-        """Notices a run of the trunk whose histograms this one replaces although a loss still needs them.
-
-        That is so while the graph of the earlier run is alive, has not been backpropagated, and no loss has
-        claimed its histograms. Runs that were dropped do not count, nor does recomputation in a backward.
-        """
-        earlier = None if self._unclaimed_forward is None else self._unclaimed_forward()
-        self._ran_twice = earlier is not None and not earlier.backpropagated
-        del earlier
-        node = histograms.grad_fn
-        self._unclaimed_forward = None if node is None else weakref.ref(node)
+        return self.__dict__ | {"histograms": None, "_left_out_histograms": False}
 
     @torch.no_grad()
     def _collect_stats(self, features: Tensor, histograms: Tensor) -> None:
@@ -267,7 +275,7 @@ class PrototypePooling(ModuleWithRecords):
         self.cover_radius, self.lemma_gap = cover_radius_and_gap(features, self.prototypes)
         assigned = functional.hard_assignments(features, self.prototypes, self.similarity)
         self.batches_since_chosen = batches_since_chosen(self.batches_since_chosen, assigned)
-        self.dead_prototypes = (self.batches_since_chosen >= IDLE_AFTER).sum()
+        self.dead_prototypes = (self.batches_since_chosen >= DEAD_AFTER).sum()
 
     def _check_features(self, features: Tensor) -> None:
         _check_floating_point(features)
@@ -298,18 +306,7 @@ def _check_floating_point(features: Tensor) -> None:
         raise TypeError(f"features must be a tensor of floating point, got {came}")
 
 
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def _check_positive_integer(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+def _collects_by_default() -> bool:
+    """The default of pytorch-metric-learning for all its modules, where it is in use."""
+    common_functions = sys.modules.get("pytorch_metric_learning.utils.common_functions")
+    return bool(getattr(common_functions, "COLLECT_STATS", False))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._evaluation import evaluation
 from ._known_pools import (
     Ending,
     GlobalAverage,
@@ -15,7 +16,7 @@ from ._known_pools import (
     known_ending,
     replace_module,
 )
-from ._pool_search import evaluation, search_ending
+from ._pool_search import search_ending
 from .prototype_pooling import PrototypePooling
 
 _IMAGES_PER_RUN = 32
@@ -119,10 +120,6 @@ class PrototypePoolingTrunk(torch.nn.Module):
     def prototypes(self) -> torch.nn.Parameter:
         """The pooling's parameter (m, C)."""
         return self.pooling.prototypes
-
-    def consume_histograms(self) -> Tensor:
-        """See :meth:`PrototypePooling.consume_histograms`."""
-        return self.pooling.consume_histograms()
 
     def init_prototypes(self, images: Tensor) -> float:
         """Sets the prototypes to local features of images that cover all of them, by greedy k-center.

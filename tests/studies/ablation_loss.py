@@ -117,9 +117,9 @@ class AblationLoss(torch.nn.Module):
     def _keep_feature_map(self, pooling: torch.nn.Module, inputs: tuple[Tensor]) -> None:
         (self._feature_map,) = inputs
 
-    def _claim_histograms(self) -> Tensor:
+    def _claim_histograms(self, embeddings: Tensor) -> Tensor:
         pooling, embedder = self._pooling[0], self._embedder[0]
-        histograms = pooling.consume_histograms()
+        histograms = pooling.histograms_of(embeddings)
         if self.histograms_of == "features":
             return histograms
         assert self._feature_map is not None
@@ -130,7 +130,7 @@ class AblationLoss(torch.nn.Module):
         )
 
     def _cross_batch_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Tensor:
-        histograms = self._claim_histograms().double()
+        histograms = self._claim_histograms(embeddings).double()
         if self.histograms == "centred":
             histograms = histograms - histograms.mean(0)
         if self.histograms != "plain":

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning.utils import common_functions
 from torch.utils.checkpoint import checkpoint
 
 from pml_xbml import functional
@@ -165,55 +166,142 @@ class TestInitialisation:
             PrototypePooling(8, 5).init_prototypes(features)
 
 
-class TestClaim:
-    def test_needs_a_forward_in_training_mode(self):
-        pooling = PrototypePooling(8, 5)
+class TestHistogramsOf:
+    """A loss asks for the histograms of the images whose embeddings it got."""
+
+    @pytest.fixture(params=["average", "prototypes"])
+    def pooling(self, request):
+        return PrototypePooling(8, 5, output=request.param)
+
+    @pytest.fixture
+    def embedder(self):
+        return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(inplace=True), torch.nn.Linear(8, 3))
+
+    def test_needs_a_forward(self, pooling):
         with pytest.raises(ValueError, match="no forward has run yet"):
-            pooling.consume_histograms()
-        pooling.eval()(torch.randn(4, 8, 3, 3))
-        with pytest.raises(ValueError, match="evaluation mode"):
-            pooling.consume_histograms()
+            pooling.histograms_of(torch.zeros(4, 8))
 
-    def test_refuses_a_trunk_that_ran_twice(self):
-        pooling = PrototypePooling(8, 5)
-        anchors, others = (pooling(torch.randn(4, 8, 3, 3)) for _ in range(2))
-        with pytest.raises(ValueError, match="TwoStreamMetricLoss"):
-            pooling.consume_histograms()
-        del anchors, others
+    def test_needs_a_forward_in_training_mode_where_a_gradient_is_wanted(self, pooling, embedder):
+        pooling(torch.randn(4, 8, 3, 3))
+        embeddings = embedder(pooling.eval()(torch.randn(4, 8, 3, 3)))
+        with pytest.raises(ValueError, match=r"ran in evaluation mode.*eval_histograms=True"):
+            pooling.histograms_of(embeddings)
 
-    def test_does_not_count_forwards_that_were_dropped_backpropagated_or_claimed(self):
+    def test_there_are_none_in_evaluation_without_gradient(self, pooling, embedder):
+        with torch.no_grad():
+            embeddings = embedder(pooling.eval()(torch.randn(4, 8, 3, 3)))
+        assert pooling.histograms_of(embeddings) is None
+        copied = copy.deepcopy(pooling)
+        with pytest.raises(ValueError, match="no forward has run yet"):
+            copied.histograms_of(embeddings)
+        embeddings = embedder(pooling.train()(torch.randn(4, 8, 3, 3)))
+        assert pooling.histograms_of(embeddings) is pooling.histograms
+
+    def test_are_there_in_evaluation_on_request(self, embedder):
+        pooling = PrototypePooling(8, 5, eval_histograms=True).eval()
+        with torch.no_grad():
+            embeddings = embedder(pooling(torch.randn(4, 8, 3, 3)))
+        assert pooling.histograms_of(embeddings).shape == (4, 5)
+
+    def test_refuses_embeddings_of_an_earlier_forward(self, pooling, embedder):
+        first, second = (embedder(pooling(torch.randn(4, 8, 3, 3))) for _ in range(2))
+        with pytest.raises(ValueError, match="must come from the last forward of the trunk"):
+            pooling.histograms_of(first)
+        assert pooling.histograms_of(second) is pooling.histograms
+
+    def test_refuses_them_after_their_own_loss_too(self, pooling):
+        first = pooling(torch.randn(4, 8, 3, 3))
+        pooling.histograms_of(first)
+        second = pooling(torch.randn(4, 8, 3, 3))
+        with pytest.raises(ValueError, match="must come from the last forward"):
+            pooling.histograms_of(first)
+        pooling.histograms_of(second)
+
+    def test_batches_that_were_skipped_or_kept_do_no_harm(self, pooling, embedder):
+        kept = []
+        for number in range(4):
+            embeddings = embedder(pooling(torch.randn(4, 8, 3, 3)))
+            kept.append(embeddings)
+            if number == 1:
+                continue
+            pooling.histograms_of(embeddings).sum().backward(retain_graph=True)
+            embeddings.sum().backward()
+
+    def test_two_losses_may_ask(self, pooling):
+        embeddings = pooling(torch.randn(4, 8, 3, 3))
+        assert pooling.histograms_of(embeddings) is pooling.histograms_of(embeddings)
+
+    @pytest.mark.parametrize(
+        "detach", [torch.Tensor.detach, lambda output: output.detach().requires_grad_()], ids=["", "leaf"]
+    )
+    def test_embeddings_without_a_way_to_the_pooling_are_taken(self, pooling, detach):
+        assert pooling.histograms_of(detach(pooling(torch.randn(4, 8, 3, 3)))) is pooling.histograms
+
+    def test_runs_that_share_their_images_graph_are_told_apart(self, embedder):
+        """As with a learned augmentation: what both passes read is no sign that they are one."""
         pooling = PrototypePooling(8, 5)
-        maps = torch.randn(4, 8, 3, 3)
-        pooling(maps)  # a trial run
-        pooling(maps)
-        pooling.consume_histograms()
-        kept = pooling(maps)
-        kept.sum().backward()  # a step without the loss
-        kept_too = pooling(maps)
-        pooling.consume_histograms()
-        pooling(maps)
-        pooling.consume_histograms()
-        del kept, kept_too
+        images = torch.randn(4, 8, 3, 3, requires_grad=True)
+        first, second = pooling(images), pooling(images)
+        with pytest.raises(ValueError, match="must come from the last forward"):
+            pooling.histograms_of(embedder(first))
+        pooling.histograms_of(embedder(second))
+
+    def test_a_frozen_backbone_needs_prototypes_that_learn(self, embedder):
+        pooling = PrototypePooling(8, 5, eval_histograms=True).eval()
+        first, second = (embedder(pooling(torch.randn(4, 8, 3, 3))) for _ in range(2))
+        with pytest.raises(ValueError, match="must come from the last forward"):
+            pooling.histograms_of(first)
+        pooling.histograms_of(second)
+
+    @pytest.mark.parametrize("fullgraph", [True, False])
+    def test_compiled_trunks_are_checked_too(self, pooling, embedder, fullgraph):
+        backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), pooling)
+        compiled = torch.compile(backbone, backend="aot_eager", fullgraph=fullgraph)
+        first, second = (embedder(compiled(torch.randn(4, 3, 4, 4))) for _ in range(2))
+        with pytest.raises(ValueError, match="must come from the last forward"):
+            pooling.histograms_of(first)
+        assert pooling.histograms_of(second) is pooling.histograms
+        torch._dynamo.reset()
 
     def test_refuses_reentrant_checkpointing_and_takes_the_other(self):
         net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), PrototypePooling(8, 5))
         images = torch.randn(4, 3, 4, 4, requires_grad=True)
-        checkpoint(net, images, use_reentrant=True)
+        output = checkpoint(net, images, use_reentrant=True)
         with pytest.raises(ValueError, match="use_reentrant=False"):
-            net[1].consume_histograms()
+            net[1].histograms_of(output)
         for _ in range(3):
             net.zero_grad()
             output = checkpoint(net, images, use_reentrant=False)
-            (output.sum() + net[1].consume_histograms().square().sum()).backward()
+            (output.sum() + net[1].histograms_of(output).square().sum()).backward()
         with_checkpoint = net[1].prototypes.grad.clone()
         net.zero_grad()
-        (net(images).sum() + net[1].consume_histograms().square().sum()).backward()
+        output = net(images)
+        (output.sum() + net[1].histograms_of(output).square().sum()).backward()
         torch.testing.assert_close(with_checkpoint, net[1].prototypes.grad)
 
     def test_frozen_prototypes_need_no_gradient(self):
         pooling = PrototypePooling(8, 5, eval_histograms=True).eval().requires_grad_(False)
-        pooling(torch.randn(4, 8, 3, 3))
-        assert not pooling.consume_histograms().requires_grad
+        output = pooling(torch.randn(4, 8, 3, 3))
+        assert not pooling.histograms_of(output).requires_grad
+
+
+class TestRecords:
+    def test_are_made_on_request_or_by_the_default_of_pytorch_metric_learning(self, monkeypatch):
+        assert PrototypePooling(8, 5)._record_these_stats == []
+        assert "perplexity" in PrototypePooling(8, 5, collect_stats=True)._record_these_stats
+        monkeypatch.setattr(common_functions, "COLLECT_STATS", True)
+        assert PrototypePooling(8, 5).collect_stats
+        assert not PrototypePooling(8, 5, collect_stats=False).collect_stats
+
+    def test_dead_prototypes_are_those_that_no_feature_has_matched_for_20_batches(self):
+        pooling = PrototypePooling(2, 3, collect_stats=True)
+        pooling.prototypes.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        features = torch.tensor([[[1.0, 0.1], [0.1, 1.0]]])
+        dead = []
+        for _ in range(21):
+            pooling(features)
+            dead.append(int(pooling.dead_prototypes))
+        assert dead == [0] * 19 + [1, 1]
 
 
 class TestBadInput:

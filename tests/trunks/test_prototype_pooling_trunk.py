@@ -717,11 +717,3 @@ def test_what_the_pooling_wants_recorded_is_found_at_the_trunk():
         _ = trunk.something_else
     trunk.unwrap()
     record_keeper.update_records({"trunk": trunk}, global_iteration=1)
-
-
-def test_a_loss_claims_the_histograms_through_the_trunk():
-    trunk = PrototypePoolingTrunk(own_sequential(), NUM_PROTOTYPES)
-    with pytest.raises(ValueError, match="no histograms"):
-        trunk.consume_histograms()
-    trunk(torch.randn(2, 3, 16, 16))
-    assert trunk.consume_histograms() is trunk.histograms

@@ -1,0 +1,27 @@
+"""Checks of arguments that several classes take. Errors have one form: "X must be …, got …"."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises a TypeError unless the value is a real number; numbers of NumPy are, a bool is not."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_positive_integer(name: str, value: Any) -> None:
+    """Raises a TypeError unless the value is an integer, and a ValueError unless it is at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises a ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
