@@ -89,7 +89,7 @@ def raise_if_accelerate_shards(sampler: Sampler[int], num_replicas: int, samples
     if num_replicas == 1 and split_batches and batch_size % (num_processes * samples_per_cut) == 0:
         return
     raise ValueError(
-        "the loader of a DisjointClassPairSampler must be left out of accelerator.prepare(), got one prepared "
+        "the loader of a DisjointClassPairSampler must be left out of accelerator.prepare(), got one that is "
         f"for {num_processes} processes: the sampler gives each process its own batches already. To have "
         "Accelerate deal them out, make the sampler with num_replicas=1 and the batch_size of all processes "
         f"together, a multiple of 2 * m * num_processes = {samples_per_cut * num_processes}, and set "

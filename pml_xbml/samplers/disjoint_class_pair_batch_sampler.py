@@ -24,8 +24,8 @@ class DisjointClassPairBatchSampler(Sampler[list[int]]):
             strings, without NaN.
         m: samples of a class in a batch, at least 1.
         batch_size: a multiple of ``2 * m``. At least ``batch_size / m`` classes are needed.
-        num_batches: batches of an epoch, per replica, at least 1. If None, the fewest with which every sample
-            comes at least once in every epoch.
+        num_batches: batches of an epoch, per replica, at least 1. If None, as many as it takes to draw every
+            sample at least once.
         seed: what the batches follow from, 0 <= seed < 2**64. If None, the first use draws one from
             ``pytorch_metric_learning.utils.common_functions.NUMPY_RANDOM``.
         num_replicas: number of processes that train together. If None, the size of the default process

@@ -95,6 +95,8 @@ class DisjointClassPairSampler(DistributedSampler[int]):
         set()
     """
 
+    seed: int | None  # type: ignore[assignment]  # DistributedSampler's is never None.
+
     def __init__(
         self,
         labels: ArrayLike | torch.Tensor,
@@ -121,16 +123,11 @@ class DisjointClassPairSampler(DistributedSampler[int]):
         self.list_size = length - length % self.batch_size
         self.num_replicas, self.rank = replica(num_replicas, rank)
         self._is_for_the_group = num_replicas is None
-        if length * self.num_replicas >= 2**62:
-            raise ValueError(
-                f"the samples of an epoch, of all replicas, must be below 2**62, got {length * self.num_replicas}"
-            )
-        # DistributedSampler's own seed is never None.
-        self.seed: int | None = None if seed is None else check_integer("seed", seed, minimum=0, below=2**64)  # type: ignore[assignment]
+        check_integer("samples of an epoch of all replicas", length * self.num_replicas, 1, below=2**62)
+        self.seed = None if seed is None else check_integer("seed", seed, minimum=0, below=2**64)
         if self.seed is None and self.num_replicas > 1:
             raise ValueError(
-                f"seed must be the same integer on all {self.num_replicas} replicas, which make the same plan from "
-                "it, got None"
+                f"seed must be an integer, the same for all {self.num_replicas} replicas' one plan, got None"
             )
 
         self._indices, self._class_starts = group_by_class(label_array(labels))
@@ -234,7 +231,7 @@ class DisjointClassPairSampler(DistributedSampler[int]):
         return epoch
 
     def batches_for_every_sample(self) -> int:
-        """The fewest batches of an epoch, per replica, in which every sample comes at least once."""
+        """How many batches, per replica, it takes from the start to draw every sample at least once."""
         draws = -(-int(self._class_sizes.max()) // (self._replicas_per_class * self.m_per_class))
         return -(-self.num_classes * draws // self._classes_per_step)
 

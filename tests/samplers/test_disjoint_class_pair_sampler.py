@@ -388,7 +388,7 @@ def test_default_replica_is_that_of_the_process_group():
         sampler = sampler_of()
         assert (sampler.num_replicas, sampler.rank) == (3, 2)
         assert (sampler_of(num_replicas=1, rank=0).num_replicas, sampler_of(rank=1).rank) == (1, 1)
-        with pytest.raises(ValueError, match="seed must be the same integer on all 3 replicas"):
+        with pytest.raises(ValueError, match="seed must be an integer, the same for all 3"):
             sampler_of(seed=None)
     finally:
         torch.distributed.destroy_process_group()
@@ -452,7 +452,7 @@ def test_trains_with_the_trainer_of_pml():
         (
             {"length_before_new_iter": 2**62},
             ValueError,
-            "samples of an epoch, .* must be below",
+            "samples of an epoch of all replicas must be below",
         ),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 2**64}, ValueError, f"seed must be below {2**64}, got {2**64}"),
@@ -465,7 +465,7 @@ def test_trains_with_the_trainer_of_pml():
         (
             {"num_replicas": 2, "rank": 0, "seed": None},
             ValueError,
-            "seed must be the same .* on all 2 replicas",
+            "seed must be an integer, the same for all 2",
         ),
     ],
 )
