@@ -9,8 +9,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file for writing that comes into being whole, or not at all.
 
     The bytes go to a hidden file in the same folder, which takes the place of ``path`` in one step once they
-    have reached the disk. A process that dies before that leaves the former ``path`` as it was, and a hidden
-    file that the next write of the same path overwrites.
+    have reached the disk. After an error the former ``path`` is as it was and the hidden file is gone. A
+    process that is killed leaves the hidden file, and the next write of the same path overwrites it.
 
     Args:
         path: The file to write. Its folder has to exist.
@@ -20,17 +20,23 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     folder, name = os.path.split(os.path.abspath(path))
     partial_path = os.path.join(folder, f".{name}.partial")
-    with open(partial_path, "wb") as file:
-        try:
-            yield file
-        except Exception as error:
-            # Interrupted by Ctrl-C, torch.save raises that its file is incomplete, which hides the interrupt.
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise error.__context__ from None
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial_path, path)
+    try:
+        with open(partial_path, "wb") as file:
+            try:
+                yield file
+            except Exception as error:
+                # Interrupted by Ctrl-C, torch.save raises that its file is incomplete, which hides the
+                # interrupt.
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial_path, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial_path)
+        raise
     if os.name == "posix":
         # The new name is on disk only once its folder is.
         folder_descriptor = os.open(folder, os.O_RDONLY)

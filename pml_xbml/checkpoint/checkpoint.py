@@ -1,15 +1,23 @@
+from __future__ import annotations
+
+import io
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
 from pytorch_metric_learning.losses import CrossBatchMemory
-from pytorch_metric_learning.samplers import FixedSetOfTriplets, MPerClassSampler
+from pytorch_metric_learning.trainers import BaseTrainer
 
-from ..samplers import DisjointClassPairSampler
 from .atomic_file import atomic_file
+from .loader_position import LoaderPosition
 from .random_state import random_state, set_random_state
 from .record_marks import mark_records, rewind_records
+
+if TYPE_CHECKING:
+    from record_keeper import RecordKeeper
+
+State: TypeAlias = dict[str, Any]
 
 # The attributes of a trainer that hold dictionaries of objects with a state_dict, as PML's HookContainer
 # saves them.
@@ -21,72 +29,87 @@ _CARRIED_STATE_OF_PML = {
     CrossBatchMemory: ("embedding_memory", "label_memory", "queue_idx", "has_been_filled"),
 }
 
-# What these samplers shuffle in place, so that a pass depends on the one before.
-_SHUFFLED_ATTRIBUTES = {MPerClassSampler: "labels", FixedSetOfTriplets: "fixed_set_of_triplets"}
+# Learning rates and the like are often NumPy numbers. These build NumPy's numbers and arrays and run no other
+# code, so torch.load may take them; object arrays are not among them.
+_NUMPY_TYPES: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    np.float64(0).__reduce__()[0],
+    np.zeros(0).__reduce__()[0],
+    *sorted({type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}, key=str),
+]
+_AS_IT_WAS = "build the trainer as it was, or train in another folder"
 
 
 class Checkpoint:
     """All that a trainer of pytorch-metric-learning needs to go on as if it had never been stopped.
 
     One file, replaced in one step, holds the state of the models, optimizers, learning rate schedulers,
-    losses and miners, of every random generator, of the sampler, and the places that the records have
-    reached.
-
-    Neither a data loader's iterator nor its workers have a state that could be saved. So a checkpoint also
-    makes the trainer begin a new iterator, and an unbroken run reads the same batches as a resumed one,
-    whatever the number of workers and whatever is drawn in them. A
-    :class:`~pml_xbml.samplers.DisjointClassPairSampler` goes on from the batch that it had reached. Other
-    samplers have no position and begin another pass; without ``iterations_per_epoch`` that is what they do
-    after an epoch anyway.
+    losses and miners, of every global random generator, of the sampler (see
+    :class:`~pml_xbml.checkpoint.loader_position.LoaderPosition` for which samplers), and the places that the
+    records have reached. A class that keeps more from batch to batch than its ``state_dict`` names it in
+    ``_carried_state``, a tuple of attributes that are tensors or plain values.
 
     Args:
         path: The file. Each process of a distributed run needs its own.
-        record_keeper: The ``record_keeper.RecordKeeper`` of the run.
+        record_keeper: The record keeper of the run.
     """
 
-    def __init__(self, path: str | os.PathLike[str], record_keeper: Any) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], record_keeper: RecordKeeper) -> None:
+        self.path = os.fspath(path)
         self.record_keeper = record_keeper
-        self._batches_consumed = 0
-        self._first_batch = 0
+        self._loader_position = LoaderPosition()
 
     def exists(self) -> bool:
         """Whether there is a checkpoint to load."""
         return os.path.isfile(self.path)
 
-    def count_epoch(self, trainer: Any) -> None:
+    def count_epoch(self, trainer: BaseTrainer) -> None:
         """Takes note of the batches of an epoch; to be called once an epoch, when it is done."""
-        self._batches_consumed += trainer.iterations_per_epoch
+        self._loader_position.count_epoch(trainer)
 
-    def save(self, trainer: Any, epoch: int, is_finished: bool = False) -> None:
-        """Saves the records and replaces the file.
+    def save(self, trainer: BaseTrainer, epoch: int, is_finished: bool = False) -> None:
+        """Saves the records and replaces the file. Follow it with :meth:`restart_loader` to train on.
 
         Args:
             trainer: A trainer between two epochs, or before the first.
             epoch: The number of epochs done.
             is_finished: Whether training is not to go on from here.
+
+        Raises:
+            ValueError: if the trainer holds something that could be written but not read again. The former
+                file stays.
         """
-        state: dict[str, Any] = {
+        state: State = {
             "epoch": epoch,
             "is_finished": is_finished,
             "records": mark_records(self.record_keeper),
-            "carried": {},
-            "sampler": self._sampler_state(trainer),
+            "sampler": self._loader_position.state_dict(trainer),
+            "carried": {
+                name: {attribute: getattr(module, attribute) for attribute in attributes}
+                for name, module, attributes in _carrying_modules(trainer)
+            },
         }
         for attribute in _STATEFUL_ATTRIBUTES:
             objects = getattr(trainer, attribute)
             state[attribute] = {name: _unwrapped(obj).state_dict() for name, obj in objects.items()}
-        for name, module, attributes in _carrying_modules(trainer):
-            state["carried"][name] = {attribute: getattr(module, attribute) for attribute in attributes}
-        # Workers have read ahead: without this an unbroken run would go on from elsewhere than a resumed one.
-        self._set_sampler_state(trainer, state["sampler"])
-        # get_batch() asks the loader for a new iterator when this one is at its end.
-        trainer.dataloader_iter = iter(())
+        # Last: the first state of a sampler without a seed draws one.
         state["random"] = random_state()
         with atomic_file(self.path) as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+                file.flush()
+                # Mapped, no tensor is read: the check costs milliseconds.
+                _load(file.name, mmap=True)
+            except Exception as error:
+                _raise_on_unreadable_part(state, error)
+                raise
 
-    def load(self, trainer: Any) -> tuple[int, bool]:
+    def restart_loader(self, trainer: BaseTrainer) -> None:
+        """Makes training go on as a run does that is resumed from here: with a new iterator of the loader."""
+        self._loader_position.restart(trainer)
+
+    def load(self, trainer: BaseTrainer) -> tuple[int, bool]:
         """Puts the trainer and the records back to where :meth:`save` found them.
 
         Nothing may draw a random number between this and ``trainer.train``.
@@ -98,40 +121,20 @@ class Checkpoint:
             The number of epochs done, and whether training is finished.
 
         Raises:
-            ValueError: if the trainer has other models, optimizers, schedulers, losses or miners than the
-                one that was saved, other options of these, or a sampler of another kind.
+            ValueError: if the file cannot be read, or the trainer has other models, optimizers, schedulers,
+                losses or miners than the one that was saved, other options of these, or a sampler of another
+                class.
         """
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        carried = {name: sorted(attributes) for name, _, attributes in _carrying_modules(trainer)}
-        saved_carried = {name: sorted(attributes) for name, attributes in state["carried"].items()}
-        for attribute in _STATEFUL_ATTRIBUTES:
-            objects = getattr(trainer, attribute)
-            if objects.keys() != state[attribute].keys():
-                raise ValueError(
-                    f"The trainer's {attribute} are {sorted(objects)} and those in "
-                    f"{os.fspath(self.path)!r} are {sorted(state[attribute])}; build the trainer as it was, "
-                    "or train in another folder."
-                )
-        if carried != saved_carried:
-            raise ValueError(
-                f"The trainer carries {carried} from batch to batch and {os.fspath(self.path)!r} has "
-                f"{saved_carried}; build the trainer as it was, collect_stats included, or train in another "
-                "folder."
-            )
-        if self._sampler_state(trainer).keys() != state["sampler"].keys():
-            raise ValueError(
-                f"The trainer's sampler is a {type(trainer.sampler).__name__} and that of "
-                f"{os.fspath(self.path)!r} is a sampler of another kind; build the trainer as it was, or "
-                "train in another folder."
-            )
+        state = self._read()
+        self._check(trainer, state)
         for attribute in _STATEFUL_ATTRIBUTES:
             for name, obj in getattr(trainer, attribute).items():
                 try:
                     _unwrapped(obj).load_state_dict(state[attribute][name])
                 except (RuntimeError, ValueError) as error:
                     raise ValueError(
-                        f"{os.fspath(self.path)!r} does not fit the trainer's {attribute} {name!r}: {error}; "
-                        "build the trainer as it was, or train in another folder."
+                        f"the trainer's {attribute} {name!r} must fit {self.path!r}, got {error}; "
+                        f"{_AS_IT_WAS}"
                     ) from error
         for name, module, attributes in _carrying_modules(trainer):
             for attribute in attributes:
@@ -140,37 +143,74 @@ class Checkpoint:
                     value = value.to(getattr(module, attribute).device)
                 setattr(module, attribute, value)
         rewind_records(self.record_keeper, state["records"])
-        self._set_sampler_state(trainer, state["sampler"])
+        self._loader_position.load_state_dict(trainer, state["sampler"])
         set_random_state(state["random"])
         return state["epoch"], state["is_finished"]
 
-    def _sampler_state(self, trainer: Any) -> dict[str, Any]:
-        sampler = trainer.sampler
-        if isinstance(sampler, DisjointClassPairSampler):
-            return sampler.state_dict(self._batches_of_newest_pass(len(sampler) // sampler.batch_size))
-        return {
-            attribute: np.asarray(getattr(sampler, attribute)).tolist()
-            for shuffling_type, attribute in _SHUFFLED_ATTRIBUTES.items()
-            if isinstance(sampler, shuffling_type)
-        }
+    def _read(self) -> State:
+        with open(self.path, "rb") as file:
+            try:
+                return _load(file)
+            except Exception as error:
+                size = os.path.getsize(self.path)
+                raise ValueError(
+                    f"the checkpoint must be a whole file, got {self.path!r} of {size} bytes, which cannot "
+                    f"be read ({_first_line(error)}); put a copy of it in its place, or remove the run's "
+                    "models and records to train from the beginning"
+                ) from error
 
-    def _set_sampler_state(self, trainer: Any, state: dict[str, Any]) -> None:
-        sampler = trainer.sampler
-        self._batches_consumed = 0
-        if isinstance(sampler, DisjointClassPairSampler):
-            sampler.load_state_dict(state)
-            self._first_batch = state["batch"]
-            return
-        for attribute, value in state.items():
-            is_array = isinstance(getattr(sampler, attribute), np.ndarray)
-            setattr(sampler, attribute, np.asarray(value) if is_array else value)
+    def _check(self, trainer: BaseTrainer, state: State) -> None:
+        for attribute in _STATEFUL_ATTRIBUTES:
+            here, saved = sorted(getattr(trainer, attribute)), sorted(state[attribute])
+            if here != saved:
+                raise ValueError(
+                    f"the trainer's {attribute} must be {saved}, as in {self.path!r}, got {here}; "
+                    f"{_AS_IT_WAS}"
+                )
+        carried = {name: sorted(attributes) for name, _, attributes in _carrying_modules(trainer)}
+        saved_carried = {name: sorted(attributes) for name, attributes in state["carried"].items()}
+        if carried != saved_carried:
+            raise ValueError(
+                f"the trainer must carry {saved_carried} from batch to batch, as in {self.path!r}, got "
+                f"{carried}; {_AS_IT_WAS}, collect_stats included"
+            )
+        self._loader_position.check(trainer, state["sampler"])
 
-    def _batches_of_newest_pass(self, batches_per_pass: int) -> int:
-        """How many batches were read from the loader's newest iterator; an iterator ends with its pass."""
-        batches_of_first_pass = batches_per_pass - self._first_batch
-        if self._batches_consumed <= batches_of_first_pass:
-            return self._batches_consumed
-        return (self._batches_consumed - batches_of_first_pass - 1) % batches_per_pass + 1
+
+def _load(file: str | BinaryIO | io.BytesIO, mmap: bool = False) -> State:
+    with torch.serialization.safe_globals(_NUMPY_TYPES):
+        state: State = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    return state
+
+
+def _raise_on_unreadable_part(state: State, error: Exception) -> None:
+    parts = {"sampler": state["sampler"]}
+    parts |= {f"carried state of {name!r}": part for name, part in state["carried"].items()}
+    for attribute in _STATEFUL_ATTRIBUTES:
+        parts |= {f"{attribute} {name!r}": part for name, part in state[attribute].items()}
+    for name, part in parts.items():
+        file = io.BytesIO()
+        try:
+            torch.save(part, file)
+        except Exception as reason:
+            raise _unreadable(name, _first_line(reason)) from error
+        file.seek(0)
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        if unsafe:
+            raise _unreadable(name, ", ".join(unsafe)) from error
+
+
+def _unreadable(name: str, came: str) -> ValueError:
+    return ValueError(
+        f"the state of the trainer's {name} must consist of tensors, NumPy arrays, plain values and "
+        f"containers of these, got {came}; nothing else can be read again safely: leave it out of the "
+        "state_dict()"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _unwrapped(obj: Any) -> Any:
@@ -178,19 +218,19 @@ def _unwrapped(obj: Any) -> Any:
     return obj.module if isinstance(obj, parallel) else obj
 
 
-def _carrying_modules(trainer: Any) -> list[tuple[str, torch.nn.Module, list[str]]]:
+def _carrying_modules(trainer: BaseTrainer) -> list[tuple[str, torch.nn.Module, list[str]]]:
+    """The modules that carry something, by name, with the attributes that are there."""
     carrying = []
     for kind in ("models", "loss_funcs"):
         for name, root in getattr(trainer, kind).items():
             for module_name, module in _unwrapped(root).named_modules():
-                attributes = [attribute for attribute in _carried_state(module) if hasattr(module, attribute)]
+                attributes = [carried for carried in _carried_state(module) if hasattr(module, carried)]
                 if attributes:
                     carrying.append((f"{kind}.{name}.{module_name}", module, attributes))
     return carrying
 
 
 def _carried_state(module: torch.nn.Module) -> tuple[str, ...]:
-    of_pml = (
-        attributes for pml_type, attributes in _CARRIED_STATE_OF_PML.items() if isinstance(module, pml_type)
-    )
-    return getattr(module, "_carried_state", ()) or next(of_pml, ())
+    of_pml = (names for pml_type, names in _CARRIED_STATE_OF_PML.items() if isinstance(module, pml_type))
+    own: tuple[str, ...] = getattr(module, "_carried_state", ())
+    return own or next(of_pml, ())

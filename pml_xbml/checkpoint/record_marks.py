@@ -1,45 +1,56 @@
 """Where the records of a run stand, so that a resumed run repeats none of them and loses none."""
 
-import glob
-import os
-from typing import Any
+from __future__ import annotations
 
-RecordMark = dict[str, Any]
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .event_files import adopt_suffix, own_event_files, own_suffix
+
+if TYPE_CHECKING:
+    from record_keeper import RecordKeeper
+    from record_keeper.db_utils import DBManager
+
+RecordMark: TypeAlias = dict[str, Any]
 
 # The first cell of every CSV file that record-keeper writes.
 _CSV_MARK = "~iteration~"
 
 
-def mark_records(record_keeper: Any) -> RecordMark:
+def mark_records(record_keeper: RecordKeeper) -> RecordMark:
     """Saves the records and notes how far they reach.
 
     Args:
-        record_keeper: The ``record_keeper.RecordKeeper`` of the run.
+        record_keeper: The record keeper of the run.
 
     Returns:
         A dictionary of plain Python values: the last row of each SQLite table, the size in bytes of each CSV
-        file and of each TensorBoard event file.
+        file and of each TensorBoard event file, and the suffix of the run's event files.
     """
     record_keeper.save_records()
-    if record_keeper.tensorboard_writer is not None:
-        record_keeper.tensorboard_writer.flush()
-    return {
+    mark = {
         "hash_map": dict(record_keeper.hash_map),
         "last_rows": [_last_rows(database) for database in _databases(record_keeper)],
         "csv_files": _sizes(_csv_files(record_keeper)),
-        "event_files": _sizes(_event_files(record_keeper)),
     }
+    writer = record_keeper.tensorboard_writer
+    if writer is not None:
+        writer.flush()
+        mark |= {"event_suffix": own_suffix(writer), "event_files": _sizes(own_event_files(writer))}
+    return mark
 
 
-def rewind_records(record_keeper: Any, mark: RecordMark) -> None:
+def rewind_records(record_keeper: RecordKeeper, mark: RecordMark) -> None:
     """Takes back what was recorded after :func:`mark_records`.
 
-    The record-keeper's folder, and the TensorBoard writer's, have to be the run's own: record-keeper's CSV
-    files and the event files that the mark does not know are deleted. In a database that several experiments
-    share only the rows of this one are.
+    The record-keeper's folder has to be the run's own: its CSV files that the mark does not know are deleted.
+    Of a TensorBoard folder that several runs share, only the event files of this one are touched; in a
+    database that several experiments share, only the rows of this one.
 
     Args:
-        record_keeper: The ``record_keeper.RecordKeeper`` of the resumed run.
+        record_keeper: The record keeper of the resumed run.
         mark: What :func:`mark_records` returned.
     """
     writer = record_keeper.record_writer
@@ -53,56 +64,47 @@ def rewind_records(record_keeper: Any, mark: RecordMark) -> None:
                 condition += " AND experiment_id = ?"
                 values.append(database.get_experiment_id(writer.experiment_name))
             database.execute(f"DELETE FROM [{table}] WHERE {condition}", values)
-    if record_keeper.tensorboard_writer is not None:
-        # Closed, the writer opens another file for its next event; the one that it had opened goes with the
-        # rest.
-        record_keeper.tensorboard_writer.close()
-        _cut(_event_files(record_keeper), mark["event_files"])
+    if record_keeper.tensorboard_writer is not None and "event_suffix" in mark:
+        adopt_suffix(record_keeper.tensorboard_writer, mark["event_suffix"])
+        _cut(own_event_files(record_keeper.tensorboard_writer), mark["event_files"])
 
 
-def _databases(record_keeper: Any) -> list[Any]:
+def _databases(record_keeper: RecordKeeper) -> list[DBManager]:
     writer = record_keeper.record_writer
     return [database for database in (writer.local_db, writer.global_db) if database is not None]
 
 
-def _tables(database: Any) -> list[str]:
+def _tables(database: DBManager) -> list[str]:
     rows = database.query("SELECT name FROM sqlite_master WHERE type = 'table'")
     return [row["name"] for row in rows if row["name"] not in ("sqlite_sequence", "experiment_ids")]
 
 
-def _last_rows(database: Any) -> dict[str, int]:
+def _last_rows(database: DBManager) -> dict[str, int]:
     return {
         table: database.query(f"SELECT COALESCE(MAX(id), 0) AS last FROM [{table}]")[0]["last"]
         for table in _tables(database)
     }
 
 
-def _csv_files(record_keeper: Any) -> list[str]:
-    paths = glob.glob(os.path.join(glob.escape(record_keeper.record_writer.folder), "*.csv"))
+def _csv_files(record_keeper: RecordKeeper) -> list[Path]:
+    paths = Path(record_keeper.record_writer.folder).glob("*.csv")
     return [path for path in paths if _is_written_by_record_keeper(path)]
 
 
-def _is_written_by_record_keeper(path: str) -> bool:
+def _is_written_by_record_keeper(path: Path) -> bool:
     with open(path) as file:
         # A process that was killed may have written the beginning of the mark alone.
         return _CSV_MARK.startswith(file.read(len(_CSV_MARK)))
 
 
-def _event_files(record_keeper: Any) -> list[str]:
-    if record_keeper.tensorboard_writer is None:
-        return []
-    folder = glob.escape(record_keeper.tensorboard_writer.get_logdir())
-    return glob.glob(os.path.join(folder, "events.out.tfevents.*"))
+def _sizes(paths: Iterable[Path]) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in paths}
 
 
-def _sizes(paths: list[str]) -> dict[str, int]:
-    return {os.path.basename(path): os.path.getsize(path) for path in paths}
-
-
-def _cut(paths: list[str], sizes: dict[str, int]) -> None:
+def _cut(paths: Iterable[Path], sizes: Mapping[str, int]) -> None:
     for path in paths:
-        size = sizes.get(os.path.basename(path))
+        size = sizes.get(path.name)
         if size is None:
-            os.remove(path)
-        elif os.path.getsize(path) > size:
+            path.unlink()
+        elif path.stat().st_size > size:
             os.truncate(path, size)

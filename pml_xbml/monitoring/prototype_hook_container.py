@@ -7,8 +7,7 @@ from typing import Any
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.logging_presets import HookContainer
 
-from ..checkpoint.atomic_file import atomic_file
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, atomic_file
 from .figure_writer import PictureWriter
 
 
@@ -132,6 +131,7 @@ class PrototypeHookContainer(HookContainer):
             is_last = self.checkpoint_interval is not None and not continue_training
             if is_last or _is_due(self.checkpoint_interval, trainer.epoch):
                 checkpoint.save(trainer, trainer.epoch, is_finished=not continue_training)
+                checkpoint.restart_loader(trainer)
             return continue_training
 
         return actual_hook
@@ -158,6 +158,7 @@ class PrototypeHookContainer(HookContainer):
         checkpoint = self._checkpoint(model_folder)
         if not checkpoint.exists():
             checkpoint.save(trainer, epoch=0)
+            checkpoint.restart_loader(trainer)
             return 1
         epoch, is_finished = checkpoint.load(trainer)
         if is_finished:

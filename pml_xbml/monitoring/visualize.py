@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..checkpoint.random_state import preserved_random_state
+from ..checkpoint import preserved_random_state
 from . import figures
 from .prototype_view import PrototypeView, view_prototypes
 

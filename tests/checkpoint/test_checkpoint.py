@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning import samplers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pml_xbml.samplers import DisjointClassPairSampler
+from pml_xbml.checkpoint import Checkpoint
 
-SIZES = {"m": 2, "batch_size": 8, "length_before_new_iter": 32}
 # A forked child has all modules imported already: a start costs milliseconds, not seconds.
 FORK = multiprocessing.get_context("fork")
 
@@ -117,6 +115,7 @@ def run_and_kill(run_class, folder, delay, **options):
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_kills", "options"),
     [
@@ -147,7 +146,9 @@ def test_a_checkpoint_is_of_a_trainer_with_the_same_parts(tiny_run, tmp_path):
     other = tiny_run(tmp_path)
     del other.trainer.lr_schedulers["trunk_scheduler_by_iteration"]
     before = {name: value.clone() for name, value in other.trunk.state_dict().items()}
-    with pytest.raises(ValueError, match=r"The trainer's lr_schedulers are .*; build the trainer as it was"):
+    with pytest.raises(
+        ValueError, match=r"the trainer's lr_schedulers must be .*; build the trainer as it was"
+    ):
         other.hooks.resume(other.trainer, other.model_folder)
     assert_identical(dict(other.trunk.state_dict()), before)
 
@@ -164,21 +165,8 @@ def test_a_checkpoint_is_of_modules_that_carry_the_same(tiny_run, tmp_path, save
     run = tiny_run(tmp_path, **saved)
     run.hooks.resume(run.trainer, run.model_folder)
     other = tiny_run(tmp_path, **resumed)
-    with pytest.raises(
-        ValueError, match=r"checkpoint.pth' has .*collect_stats included, or train in another"
-    ):
+    with pytest.raises(ValueError, match=r"the trainer must carry .*as it was.*collect_stats included"):
         other.hooks.resume(other.trainer, other.model_folder)
-
-
-@pytest.mark.parametrize("is_saved_with_the_plugins", [True, False])
-def test_a_checkpoint_is_of_a_sampler_of_the_same_kind(tiny_run, tmp_path, is_saved_with_the_plugins):
-    runs = [tiny_run(tmp_path), tiny_run(tmp_path)]
-    of_pml = samplers.MPerClassSampler(runs[0].dataset.labels, **SIZES)
-    runs[is_saved_with_the_plugins].trainer.sampler = of_pml
-    runs[0].hooks.resume(runs[0].trainer, runs[0].model_folder)
-    name = type(runs[1].trainer.sampler).__name__
-    with pytest.raises(ValueError, match=f"The trainer's sampler is a {name} and .*sampler of another kind"):
-        runs[1].hooks.resume(runs[1].trainer, runs[1].model_folder)
 
 
 def test_a_checkpoint_is_of_models_of_the_same_size(tiny_run, tmp_path):
@@ -186,9 +174,7 @@ def test_a_checkpoint_is_of_models_of_the_same_size(tiny_run, tmp_path):
     run.hooks.resume(run.trainer, run.model_folder)
     other = tiny_run(tmp_path)
     other.trainer.models["embedder"] = torch.nn.Linear(8, 3)
-    with pytest.raises(
-        ValueError, match=r"does not fit the trainer's models 'embedder': (?s:.*)size mismatch"
-    ):
+    with pytest.raises(ValueError, match=r"the trainer's models 'embedder' must fit (?s:.*)size mismatch"):
         other.hooks.resume(other.trainer, other.model_folder)
 
 
@@ -203,32 +189,6 @@ def test_the_memory_of_a_cross_batch_memory_comes_back(tiny_run, tmp_path):
     assert torch.equal(restored.label_memory, memory.label_memory)
 
 
-@pytest.mark.parametrize("interval", [1, 2, 3])
-def test_the_sampler_goes_on_whatever_the_interval(tiny_run, tmp_path, interval):
-    """Three batches make an epoch of the trainer and four a pass of the sampler, and a worker reads ahead."""
-    options = {"sampler_seed": 5, "num_workers": 1, "checkpoint_interval": interval}
-    seen = []
-    for _ in range(2):
-        run = tiny_run(tmp_path, picture_interval=None, **options)
-        run.trainer.data_and_label_getter = lambda batch: seen.append(batch[1].tolist()) or batch
-        run.train(6 if not seen else 8)
-
-    sampler = DisjointClassPairSampler(run.dataset.labels, seed=5, **SIZES)
-    labels = [int(run.dataset.labels[index]) for _ in range(6) for index in sampler]
-    assert seen == [labels[start : start + 8] for start in range(0, len(labels), 8)]
-
-
-def test_a_sampler_that_shuffles_in_place_comes_back(tiny_run, tmp_path):
-    runs = [tiny_run(tmp_path, picture_interval=None) for _ in range(2)]
-    for run in runs:
-        run.trainer.sampler = samplers.FixedSetOfTriplets(run.dataset.labels, 20)
-    runs[0].train(1)
-    assert runs[1].hooks.resume(runs[1].trainer, runs[1].model_folder) == 2
-    triplets = [run.trainer.sampler.fixed_set_of_triplets for run in runs]
-    assert isinstance(triplets[1], np.ndarray)
-    np.testing.assert_array_equal(*triplets)
-
-
 def test_models_in_parallel_wrappers_are_saved_without_them(tiny_run, tmp_path):
     wrapped = tiny_run(tmp_path, picture_interval=None)
     wrapped.trainer.models["embedder"] = torch.nn.DataParallel(wrapped.embedder)
@@ -237,3 +197,91 @@ def test_models_in_parallel_wrappers_are_saved_without_them(tiny_run, tmp_path):
     torch.nn.init.zeros_(plain.embedder.weight)
     plain.hooks.resume(plain.trainer, plain.model_folder)
     assert torch.equal(plain.embedder.weight, wrapped.embedder.weight)
+
+
+class _Mutable:
+    pass
+
+
+def test_numpy_numbers_in_optimizers_come_back_as_they_were(tiny_run, tmp_path):
+    runs = [tiny_run(tmp_path, picture_interval=None) for _ in range(2)]
+    runs[0].trainer.optimizers["trunk_optimizer"] = torch.optim.Adam(
+        runs[0].trunk.parameters(), lr=np.float64(0.02), weight_decay=np.float32(0.1)
+    )
+    for run in runs:
+        run.hooks.resume(run.trainer, run.model_folder)
+    (group,) = runs[1].trainer.optimizers["trunk_optimizer"].param_groups
+    assert (group["lr"], type(group["lr"])) == (0.02, np.float64)
+    assert (group["weight_decay"], type(group["weight_decay"])) == (np.float32(0.1), np.float32)
+
+
+@pytest.mark.parametrize("kind", ["class", "lambda"])
+def test_what_could_not_be_loaded_does_not_replace_the_file(tiny_run, tmp_path, kind):
+    run = tiny_run(tmp_path, picture_interval=None, save_models=False)
+    run.train(1)
+    before = Path(run.model_folder, "checkpoint.pth").read_bytes()
+    scheduler = run.trainer.lr_schedulers["trunk_scheduler_by_iteration"]
+    scheduler.extra = _Mutable() if kind == "class" else lambda: None
+    with pytest.raises(
+        ValueError,
+        match=r"lr_schedulers 'trunk_scheduler_by_iteration' must consist of .*got .*(_Mutable|lambda)",
+    ):
+        run.trainer.train(2, 2)
+    assert Path(run.model_folder, "checkpoint.pth").read_bytes() == before
+    assert not any(name.endswith(".partial") for name in os.listdir(run.model_folder))
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_file_cut_short_is_named(tiny_run, tmp_path, share):
+    run = tiny_run(tmp_path)
+    run.hooks.resume(run.trainer, run.model_folder)
+    path = Path(run.model_folder, "checkpoint.pth")
+    os.truncate(path, int(share * path.stat().st_size))
+    other = tiny_run(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=rf"must be a whole file, got '.*checkpoint.pth' of {path.stat().st_size} bytes.*put a copy",
+    ):
+        other.hooks.resume(other.trainer, other.model_folder)
+
+
+def test_a_full_disk_is_reported_as_such(tiny_run, tmp_path, monkeypatch):
+    run = tiny_run(tmp_path)
+
+    def save(state, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, file) if "epoch" in state else None)
+    monkeypatch.setattr(torch.serialization, "get_unsafe_globals_in_checkpoint", lambda file: [])
+    with pytest.raises(OSError, match="No space left"):
+        run.hooks.resume(run.trainer, run.model_folder)
+
+
+def test_saving_leaves_the_sampler_and_the_loader_alone(tiny_run, tmp_path):
+    run = tiny_run(tmp_path, picture_interval=None, checkpoint_interval=None)
+    run.trainer.train(1, 1)
+    iterator, sampler = run.trainer.dataloader_iter, dict(vars(run.sampler))
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pth", run.record_keeper)
+    checkpoint.count_epoch(run.trainer)
+    checkpoint.save(run.trainer, 1)
+    assert run.trainer.dataloader_iter is iterator
+    assert vars(run.sampler) == sampler
+    checkpoint.restart_loader(run.trainer)
+    assert run.trainer.dataloader_iter is not iterator
+
+
+def test_a_class_declares_what_it_carries(tiny_run, tmp_path):
+    class Counter(torch.nn.Identity):
+        _carried_state = ("calls", "seen")
+
+    runs = [tiny_run(tmp_path, picture_interval=None) for _ in range(2)]
+    for run in runs:
+        counter = Counter()
+        counter.calls, counter.seen = 0, torch.zeros(1)
+        run.trainer.models["embedder"] = torch.nn.Sequential(run.embedder, counter)
+    saved = runs[0].trainer.models["embedder"][1]
+    saved.calls, saved.seen = 7, torch.tensor([1.5])
+    for run in runs:
+        run.hooks.resume(run.trainer, run.model_folder)
+    restored = runs[1].trainer.models["embedder"][1]
+    assert (restored.calls, restored.seen.item()) == (7, 1.5)

@@ -3,7 +3,9 @@ import sqlite3
 
 from pytorch_metric_learning.utils import logging_presets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
+from pml_xbml.checkpoint.event_files import own_suffix
 from pml_xbml.checkpoint.record_marks import mark_records, rewind_records
 
 
@@ -120,3 +122,63 @@ def test_works_without_tensorboard(tmp_path):
     record_keeper.save_records()
     rewind_records(record_keeper, mark)
     assert record_keeper.query("SELECT * FROM a") == []
+
+
+def event_files(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("events.out.tfevents.*")}
+
+
+def test_event_files_of_other_runs_in_the_same_folder_stay(tmp_path):
+    """Each run is killed after its mark, and resumed while the other one goes on."""
+    shared = tmp_path / "shared"
+
+    def recorder(name):
+        recorder = Recorder(tmp_path / name)
+        recorder.record_keeper.tensorboard_writer.close()
+        recorder.record_keeper.tensorboard_writer = recorder.writer = SummaryWriter(shared)
+        return recorder
+
+    mine, other = recorder("mine"), recorder("other")
+    marks = [mark_records(one.record_keeper) for one in (mine, other)]
+    mine.record([1], group="mine")
+    other.record([1, 2], group="other")
+    marks[0] = mark_records(mine.record_keeper)
+    mine.record([2, 3], group="mine")
+    before = event_files(shared)
+
+    resumed = recorder("mine")
+    rewind_records(resumed.record_keeper, marks[0])
+    left = event_files(shared)
+    changed = {name for name in before if left.get(name) != before[name]}
+    assert len(changed) == 1
+    assert set(left) == set(before)
+    resumed.record([2], group="mine")
+    other.record([3], group="other")
+    for one in (resumed, other):
+        one.writer.close()
+    again = recorder("mine")
+    rewind_records(again.record_keeper, marks[0])
+
+    steps = {"mine/value": [], "other/value": []}
+    for path in sorted(shared.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            steps[tag] += [event.step for event in events.Scalars(tag)]
+    assert steps == {"mine/value": [1], "other/value": [1, 2, 3]}
+
+
+def test_what_was_written_before_the_run_stays(tmp_path):
+    recorder = Recorder(tmp_path)
+    recorder.record([1], group="before")
+    mark = mark_records(recorder.record_keeper)
+    recorder.record([2], group="losses")
+    rewind_records(recorder.record_keeper, mark)
+    assert recorder.scalars("before/value") == [1]
+
+
+def test_a_suffix_of_the_users_stays(tmp_path):
+    writer = SummaryWriter(tmp_path / "events", filename_suffix=".mine")
+    first = own_suffix(writer)
+    assert first.startswith(".mine.run-")
+    assert own_suffix(writer) == first
