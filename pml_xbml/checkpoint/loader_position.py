@@ -63,7 +63,7 @@ class LoaderPosition:
         """The position of the trainer's sampler, and of those in it.
 
         Returns:
-            A dictionary for each sampler, of plain values, tensors and arrays.
+            A dictionary for each sampler, of plain values and tensors.
         """
         self._warn_of_what_is_not_kept(trainer)
         return [self._state_of(sampler) for sampler in _nested_samplers(trainer.sampler)]
@@ -88,7 +88,8 @@ class LoaderPosition:
             if "state_dict" in sampler_state:
                 sampler.load_state_dict(sampler_state["state_dict"])  # type: ignore[attr-defined]
             for name, value in sampler_state["attributes"].items():
-                setattr(sampler, name, value)
+                is_array = isinstance(getattr(sampler, name), np.ndarray)
+                setattr(sampler, name, np.asarray(value) if is_array else value)
             generators = _generators(sampler)
             for name, generator_value in sampler_state["generators"].items():
                 set_generator_state(generators[name], generator_value)
@@ -105,7 +106,10 @@ class LoaderPosition:
     def _state_of(self, sampler: Sampler) -> dict[str, Any]:
         state: dict[str, Any] = {
             "class": type(sampler).__name__,
-            "attributes": {name: getattr(sampler, name) for name in _kept_attributes(sampler) or ()},
+            # Plain values: NumPy of another version reads them too.
+            "attributes": {
+                name: np.asarray(getattr(sampler, name)).tolist() for name in _kept_attributes(sampler) or ()
+            },
             "generators": {name: generator_state(value) for name, value in _generators(sampler).items()},
         }
         if isinstance(sampler, DisjointClassPairSampler):
