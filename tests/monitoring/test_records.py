@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.trunks import PrototypePooling, PrototypePoolingTrunk
-from pml_xbml.trunks.prototype_pooling import IDLE_AFTER
+from pml_xbml.trunks.prototype_pooling import DEAD_AFTER
 
 LOSS = "metric_loss_CrossBatchPrototypeLoss"
 TRUNK = "trunk_PrototypePoolingTrunk"
@@ -126,7 +126,7 @@ def test_idle_prototypes():
     pooling = PrototypePooling(2, num_prototypes=2, collect_stats=True)
     pooling.prototypes.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     only_the_first = torch.tensor([1.0, 0.1]).view(1, 2, 1, 1)
-    for _ in range(IDLE_AFTER - 1):
+    for _ in range(DEAD_AFTER - 1):
         pooling(only_the_first)
     assert pooling.dead_prototypes == 0
     pooling(only_the_first)
