@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils import logging_presets
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from pml_xbml.losses import CrossBatchPrototypeLoss
-from pml_xbml.monitoring import PrototypeHookContainer
+from pml_xbml.monitoring import PrototypeHookContainer, get_record_keeper
 from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePoolingTrunk
 
@@ -43,6 +43,7 @@ class TinyRun:
         num_workers: How many workers the loader has.
         patience: As PML's hook has it.
         collect_stats: Whether loss and pooling compute their records.
+        short_tags: Whether TensorBoard gets the package's short names, or PML's.
         **hook_options: PrototypeHookContainer's.
     """
 
@@ -54,13 +55,17 @@ class TinyRun:
         num_workers=0,
         patience=None,
         collect_stats=False,
+        short_tags=False,
         **hook_options,
     ):
         self.model_folder = os.path.join(folder, "saved_models")
         self.tensorboard_folder = os.path.join(folder, "tensorboard")
-        self.record_keeper, _, self.writer = logging_presets.get_record_keeper(
-            os.path.join(folder, "logs"), self.tensorboard_folder
-        )
+        folders = os.path.join(folder, "logs"), self.tensorboard_folder
+        if short_tags:
+            self.record_keeper = get_record_keeper(*folders)
+        else:
+            self.record_keeper, _, _ = logging_presets.get_record_keeper(*folders)
+        self.writer = self.record_keeper.tensorboard_writer
         self.seed(0)
         self.dataset = NoisyColors()
         self.trunk = torch.nn.Sequential(
