@@ -1,10 +1,8 @@
-"""What the loss has to know about the losses of pytorch-metric-learning that it is put around."""
+"""What the loss needs to know of the losses of pytorch-metric-learning that it is put around."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml_losses
@@ -26,7 +24,7 @@ class Term:
     indices_tuple: tuple[Tensor, ...] | None
 
     @property
-    def loss_without_memory(self) -> Any:
+    def loss_without_memory(self) -> pml_losses.BaseMetricLossFunction:
         """The loss, or what a ``CrossBatchMemory`` wraps: expressed embeddings never enter a memory."""
         return self.loss.loss if isinstance(self.loss, pml_losses.CrossBatchMemory) else self.loss
 
@@ -52,7 +50,7 @@ def base_loss_terms(
     labels: Tensor,
     indices_tuple: tuple[Tensor, ...] | None,
     weight: float | None = None,
-) -> Iterator[Term]:
+) -> list[Term]:
     """The single losses that a loss adds up, in its order, each mined for once.
 
     Calling ``MultipleLosses`` for the embeddings and again for the expressed ones would mine twice, and the
@@ -66,17 +64,18 @@ def base_loss_terms(
         weight: of the whole; None for a loss that stands alone.
     """
     if not isinstance(loss, pml_losses.MultipleLosses):
-        yield Term(loss, weight, indices_tuple)
-        return
+        return [Term(loss, weight, indices_tuple)]
     if loss.miners and indices_tuple is not None:
         raise ValueError(
             "indices_tuple must be left out when MultipleLosses has miners of its own, got one of "
             f"{len(indices_tuple)} tensors"
         )
+    terms = []
     for key, part in loss.losses.items() if loss.is_dict else enumerate(loss.losses):
         mined = loss.get_indices_tuple(key, embeddings, labels, indices_tuple)
         part_weight = loss.weights[key] if weight is None else weight * loss.weights[key]
-        yield from base_loss_terms(part, embeddings, labels, mined, part_weight)
+        terms += base_loss_terms(part, embeddings, labels, mined, part_weight)
+    return terms
 
 
 def check_base_loss(loss: object, name: str = "loss") -> None:

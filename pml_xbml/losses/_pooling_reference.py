@@ -1,8 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
+import torch
 from torch import Tensor
+
+
+class HoldsHistograms(Protocol):
+    """What a loss can take histograms from: a PrototypePooling, a PrototypePoolingTrunk, or one's own."""
+
+    @property
+    def histograms(self) -> Tensor | None:
+        """(B, m), of the last forward."""
 
 
 class PoolingReference:
@@ -15,8 +24,8 @@ class PoolingReference:
         pooling: what has ``histograms``, or a wrapper whose ``module`` has: DistributedDataParallel, say.
     """
 
-    def __init__(self, pooling: Any) -> None:
-        holder = pooling
+    def __init__(self, pooling: HoldsHistograms | torch.nn.Module) -> None:
+        holder: object = pooling
         while not hasattr(holder, "histograms") and hasattr(holder, "module"):
             holder = holder.module
         if not hasattr(holder, "histograms"):
@@ -40,6 +49,6 @@ class PoolingReference:
             checked: Tensor | None = self._holder.histograms_of(embeddings)
             return checked
         if self._holder.histograms is None:
-            raise ValueError(f"pooling holds no histograms, its {type(self._holder).__name__} has None")
+            raise ValueError(f"pooling must hold histograms, got a {type(self._holder).__name__} with None")
         histograms: Tensor = self._holder.histograms
         return histograms

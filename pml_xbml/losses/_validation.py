@@ -1,11 +1,40 @@
-"""What the loss checks at its door."""
+"""The checks of what comes into the loss."""
 
 from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .. import _pml
+
+# What every loss of pytorch-metric-learning takes besides a distance and a reducer.
+OPTIONS_OF_ALL_LOSSES = ("embedding_regularizer", "embedding_reg_weight", "collect_stats")
+
+
+def check_options(names: Iterable[str], loss_class: type) -> None:
+    """Raises a ValueError on what belongs to another loss, and a TypeError with the nearest name on a typo.
+
+    Args:
+        names: of the further keyword arguments of a loss that has its distance and reducer from another.
+        loss_class: the loss.
+    """
+    for name in names:
+        if name in ("distance", "reducer"):
+            raise ValueError(
+                f"a {name} belongs to loss: pass {loss_class.__name__}(loss=SomeLoss({name}=...)), got one "
+                f"on {loss_class.__name__} itself"
+            )
+        if name not in OPTIONS_OF_ALL_LOSSES:
+            own = inspect.signature(loss_class).parameters
+            known = [*(argument for argument in own if argument != "kwargs"), *OPTIONS_OF_ALL_LOSSES]
+            # "weight" has half of its letters in common with "cross_batch_weight".
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f". Did you mean {nearest[0]}?" if nearest else ""
+            raise TypeError(f"arguments must be among {', '.join(known)}, got {name}{hint}")
 
 
 def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:
@@ -26,7 +55,7 @@ def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:
             f"{_described(embeddings)}"
         )
     if labels is None:
-        raise ValueError("labels are missing: the two halves are made of whole classes, so pass labels")
+        raise ValueError("labels must be given, got None: the two halves are made of whole classes")
     if not torch.is_tensor(labels) or labels.is_complex():
         raise TypeError(f"labels must be a tensor of real numbers, got {_described(labels)}")
     if labels.shape != embeddings.shape[:1]:
@@ -35,7 +64,7 @@ def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:
             f"{_described(labels)}"
         )
     if labels.is_floating_point() and labels.isnan().any():
-        raise ValueError("labels must be numbers, got NaN among them")
+        raise ValueError(f"labels must be numbers, got {int(labels.isnan().sum())} NaN among them")
     labels = labels.to(embeddings.device)
     return labels.long() if labels.dtype == torch.bool else labels
 
@@ -78,6 +107,27 @@ def matching_histograms(embeddings: Tensor, histograms: Tensor) -> tuple[Tensor,
 def num_processes() -> int:
     """Of the default process group; 1 if there is none."""
     return torch.distributed.get_world_size() if _pml.is_distributed() else 1
+
+
+def finite_and_disjoint(inputs: list[Tensor], labels: Tensor | None) -> tuple[bool, bool]:
+    """Whether all inputs are finite, and the first and the second half of the labels have none in common.
+
+    Both are read in one go: with the batches of :class:`~pml_xbml.samplers.DisjointClassPairSampler` it is
+    the only time that a step waits for the device, and other halves need not be looked for.
+
+    Args:
+        inputs: tensors of any shape.
+        labels: (batch_size,); None if nobody asks.
+    """
+    # NaN and infinities are extremes too, and to look at every value takes longer.
+    extremes = [extreme for values in inputs if len(values) for extreme in values.detach().aminmax()]
+    is_finite = torch.stack(extremes).isfinite().all()
+    if labels is None or len(labels) % 2 == 1:
+        return bool(is_finite), False
+    first, second = labels.chunk(2)
+    are_disjoint = (first.unsqueeze(1) != second).all()
+    facts = torch.stack([is_finite, are_disjoint]).tolist()
+    return facts[0], facts[1]
 
 
 def raise_on_non_finite(tensors: dict[str, Tensor]) -> None:

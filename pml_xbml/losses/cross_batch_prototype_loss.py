@@ -11,9 +11,32 @@ from torch import Tensor
 from .. import _pml, functional
 from .._checks import check_number
 from ._base_losses import Term, base_loss_terms, check_base_loss, takes_references
-from ._pooling_reference import PoolingReference
+from ._pooling_reference import HoldsHistograms, PoolingReference
 from ._statistics import ExpressionStatistics, expression_statistics
-from ._validation import checked_labels, matching_histograms, num_processes, raise_on_non_finite
+from ._validation import (
+    check_options,
+    checked_labels,
+    finite_and_disjoint,
+    matching_histograms,
+    num_processes,
+    raise_on_non_finite,
+)
+
+WITHOUT_HISTOGRAMS = (
+    "CrossBatchPrototypeLoss has neither a pooling nor histograms, so each embedding stands for itself. Pass "
+    "pooling=PrototypePoolingTrunk(...) to use histograms over prototypes."
+)
+IN_EVALUATION = (
+    "The trunk ran in evaluation mode, where it has no histograms, and no gradient is wanted: "
+    "CrossBatchPrototypeLoss gives the metric loss alone, without the cross-batch term. For both terms build "
+    "the trunk with eval_histograms=True."
+)
+DEALT_CLASSES = (
+    "The first and the second half of a batch of %d samples share a class, so CrossBatchPrototypeLoss deals "
+    "the batch's classes to two halves, which can differ in size. If the batches are to come from a "
+    "DisjointClassPairSampler, the DataLoader's batch_size must be the sampler's. Other samplers make such "
+    "batches, and the loss can be used with them."
+)
 
 
 class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
@@ -71,12 +94,12 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     """
 
     # Kept from batch to batch outside of the state_dict; checkpoints carry it.
-    _carried_state = ("num_batches", "num_batches_without_two_classes")
+    _carried_state = ("num_batches", "num_single_class_batches")
 
     def __init__(
         self,
         loss: torch.nn.Module | None = None,
-        pooling: Any = None,
+        pooling: HoldsHistograms | torch.nn.Module | None = None,
         cross_batch_weight: float = 0.1,
         ridge: float = 0.05,
         normalize_histograms: bool = True,
@@ -84,12 +107,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         expressed_loss: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        for name in ("distance", "reducer"):
-            if name in kwargs:
-                raise ValueError(
-                    f"a {name} belongs to loss: pass CrossBatchPrototypeLoss(loss=SomeLoss({name}=...)), "
-                    f"got {name}={kwargs[name]!r} on CrossBatchPrototypeLoss itself"
-                )
+        check_options(kwargs, type(self))
         super().__init__(**kwargs)
         check_number("cross_batch_weight", cross_batch_weight)
         check_number("ridge", ridge)
@@ -114,9 +132,9 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         self.normalize_histograms = normalize_histograms
         self.center_histograms = center_histograms
         self._pooling = None if pooling is None else PoolingReference(pooling)
-        self._has_warned = False
+        self._messages_given: set[str] = set()
         self.num_batches = 0
-        self.num_batches_without_two_classes = 0
+        self.num_single_class_batches = 0
         self.add_to_recordable_attributes(name="cross_batch_weight", is_stat=False)
         self.add_to_recordable_attributes(
             list_of_names=[
@@ -126,7 +144,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         )  # fmt: skip
 
     @property
-    def pooling(self) -> Any:
+    def pooling(self) -> HoldsHistograms | torch.nn.Module | None:
         """The pooling or trunk whose histograms are used, or None."""
         return None if self._pooling is None else self._pooling.target
 
@@ -154,7 +172,9 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 another forward cannot be told from the right ones.
 
         Returns:
-            The loss, a scalar.
+            The loss, a scalar. ℓ(Y) alone if the pooling's last forward ran in evaluation mode and the
+            embeddings require no gradient, as in a validation loop: there are no histograms then, and a
+            warning says so once. With ``eval_histograms=True`` on the pooling it is the whole loss.
 
         Raises:
             ValueError, TypeError: on missing labels, tensors whose shapes, devices or dtypes do not go
@@ -163,120 +183,150 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 :meth:`~pml_xbml.trunks.PrototypePooling.histograms_of` raises.
         """
         self.reset_stats()
-        labels = checked_labels(embeddings, labels)
-        for name, loss in (("loss", self.loss), ("expressed_loss", self.expressed_loss)):
-            if ref_emb is not None and loss is not None and not takes_references(loss):
-                raise ValueError(
-                    f"ref_emb does not go with {type(loss).__name__} as {name}, got one of shape "
-                    f"{tuple(ref_emb.shape)}: leave it out"
-                )
-        needs_labels = indices_tuple is None or self.expressed_loss is not None
-        if ref_emb is not None and ref_labels is None and needs_labels:
-            raise ValueError(
-                f"ref_labels are missing for the ref_emb of shape {tuple(ref_emb.shape)}: pass them, or an "
-                "indices_tuple"
-            )
-        loss_dict = self.compute_loss(
-            embeddings, labels, indices_tuple, ref_emb, ref_labels, histograms=histograms
-        )
+        loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, histograms)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         # Scalars already; PML's MultipleReducers would cast them to the dtype of the embeddings.
-        first, *others = (term["losses"] for term in loss_dict.values() if torch.is_tensor(term["losses"]))
-        return sum(others, start=first)
+        return _sum(term["losses"] for term in loss_dict.values() if torch.is_tensor(term["losses"]))
 
     def compute_loss(
         self,
         embeddings: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         indices_tuple: tuple[Tensor, ...] | None,
         ref_emb: Tensor | None,
         ref_labels: Tensor | None,
         histograms: Tensor | None = None,
     ) -> dict[str, dict[str, Any]]:
-        histograms = self._claimed(histograms, embeddings)
-        if histograms is not None:
-            histograms, world_size = matching_histograms(embeddings, histograms)
-        else:
-            # Embeddings alone do not tell whether they were gathered. Halves that are made block by block are
-            # the same on all processes, although each puts its own block first.
-            world_size = num_processes() if len(embeddings) % num_processes() == 0 else 1
+        labels = checked_labels(embeddings, labels)
+        references = self._checked_references(ref_emb, ref_labels, indices_tuple)
+        histograms, world_size = self._consume_histograms(embeddings, histograms)
+
         inputs = {"embeddings": embeddings, "histograms": histograms, "ref_emb": ref_emb}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        wants_halves = self.cross_batch_weight > 0
-        is_finite, is_cut_in_the_middle = _facts(
-            list(given.values()), labels if wants_halves and world_size == 1 else None
+        if self.cross_batch_weight == 0:
+            histograms = None
+        is_finite, halves_are_disjoint = finite_and_disjoint(
+            list(given.values()), None if histograms is None or world_size > 1 else labels
         )
         if not is_finite:
             raise_on_non_finite(given)
             # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
-            return self._sub_losses(_sum(values.sum() * math.nan for values in given.values()), 0)
+            return self._reduce(_sum(values.sum() * math.nan for values in given.values()), None)
 
-        halves, has_two_classes = functional.CUT_IN_THE_MIDDLE, is_cut_in_the_middle
-        if wants_halves and not is_cut_in_the_middle:
-            halves = functional.Halves(functional.class_disjoint_halves(labels, world_size))
-            has_two_classes = halves.are_two
-        if self.collect_stats and wants_halves:
-            self._count_batch(has_two_classes)
-        terms = list(base_loss_terms(self.loss, embeddings, labels, indices_tuple))
-        references = () if ref_emb is None else (ref_emb, ref_labels)
-        cross_batch_loss: Tensor | int = 0
-        if has_two_classes:
-            if self.expressed_loss is None:
-                expressed_terms = terms = [term.with_all_pairs(labels, ref_labels) for term in terms]
+        terms = base_loss_terms(self.loss, embeddings, labels, indices_tuple)
+        cross_batch_loss = None
+        if histograms is not None:
+            # Before ℓ(Y), so that what ℓ records of itself is of the embeddings that are deployed.
+            halves = self._halves(labels, world_size, halves_are_disjoint)
+            if halves is None:
+                cross_batch_loss = (embeddings * 0).sum()
             else:
-                expressed_terms = list(base_loss_terms(self.expressed_loss, embeddings, labels, None))
-            expressed = self._expressed(expressed_terms, embeddings, histograms, halves)
-            # Before the term of Y, so that what ℓ records of itself is of the embeddings that are deployed.
-            cross_batch_loss = _sum(
-                term.weighted(
-                    term.loss_without_memory(
-                        expressed[term.normalizes_embeddings], labels, term.indices_tuple, *references
-                    )
+                terms = [term.with_all_pairs(labels, ref_labels) for term in terms]
+                cross_batch_loss = self._cross_batch_loss(
+                    terms, embeddings, labels, references, histograms, halves
                 )
-                for term in expressed_terms
-            )
-        elif wants_halves:
-            cross_batch_loss = (embeddings * 0).sum()
         metric_loss = _sum(
             term.weighted(term.loss(embeddings, labels, term.indices_tuple, *references)) for term in terms
         )
-        return self._sub_losses(metric_loss, cross_batch_loss)
+        return self._reduce(metric_loss, cross_batch_loss)
 
-    def _sub_losses(self, metric_loss: Tensor, cross_batch_loss: Tensor | int) -> dict[str, dict[str, Any]]:
-        weight = self.cross_batch_weight
-        values = (metric_loss, 0) if weight == 0 else (metric_loss * (1 - weight), cross_batch_loss * weight)
+    def _checked_references(
+        self, ref_emb: Tensor | None, ref_labels: Tensor | None, indices_tuple: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor | None, ...]:
+        """What ℓ gets behind the tuples: ``ref_emb`` and ``ref_labels``, or nothing."""
+        if ref_emb is None:
+            return ()
+        for name, loss in (("loss", self.loss), ("expressed_loss", self.expressed_loss)):
+            if loss is not None and not takes_references(loss):
+                raise ValueError(
+                    f"ref_emb must be left out with {type(loss).__name__} as {name}, got one of shape "
+                    f"{tuple(ref_emb.shape)}"
+                )
+        if ref_labels is None and (indices_tuple is None or self.expressed_loss is not None):
+            raise ValueError(
+                f"ref_labels must be given for the ref_emb of shape {tuple(ref_emb.shape)}, got None: pass "
+                "them, or an indices_tuple"
+            )
+        return ref_emb, ref_labels
+
+    def _consume_histograms(self, embeddings: Tensor, histograms: Tensor | None) -> tuple[Tensor | None, int]:
+        """Z, row for row as the embeddings, and of how many processes' blocks both consist.
+
+        Z is None in evaluation, where there are none and none are needed.
+        """
+        if histograms is None and self._pooling is not None:
+            histograms = self._pooling.histograms_of(embeddings)
+            if histograms is None:
+                if self.cross_batch_weight > 0:
+                    self._warn_once(IN_EVALUATION)
+                return None, 1
+        if histograms is not None:
+            return matching_histograms(embeddings, histograms)
+        if self.cross_batch_weight > 0:
+            self._warn_once(WITHOUT_HISTOGRAMS)
+        # Embeddings alone do not tell whether they were gathered. Halves that are made block by block are the
+        # same on all processes, although each puts its own block first.
+        world_size = num_processes()
+        return embeddings, world_size if len(embeddings) % world_size == 0 else 1
+
+    def _halves(self, labels: Tensor, world_size: int, are_disjoint: bool) -> functional.Halves | None:
+        """The two halves, None if there is one class only."""
+        halves = functional.CUT_IN_THE_MIDDLE
+        if not are_disjoint:
+            halves = functional.Halves(functional.class_disjoint_halves(labels, world_size))
+        has_two_classes = halves.are_two
+        if has_two_classes and not are_disjoint and world_size == 1:
+            self._warn_once(DEALT_CLASSES, len(labels))
         if self.collect_stats:
-            self.metric_loss, self.cross_batch_loss = (torch.as_tensor(value).detach() for value in values)
-        return {
-            name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
-            for name, value in zip(self._sub_loss_names(), values, strict=True)
-        }
+            self.num_batches += 1
+            self.num_single_class_batches += not has_two_classes
+            self.single_class_fraction = self.num_single_class_batches / self.num_batches
+        return halves if has_two_classes else None
 
-    def _expressed(
+    def _cross_batch_loss(
         self,
         terms: list[Term],
         embeddings: Tensor,
-        histograms: Tensor | None,
+        labels: Tensor,
+        references: tuple[Tensor | None, ...],
+        histograms: Tensor,
         halves: functional.Halves,
-    ) -> dict[bool, Tensor]:
-        """Ŷ, by whether it is made of normalised embeddings: once for all terms whose distances agree."""
-        expressed = {}
-        for normalizes in {term.normalizes_embeddings for term in terms}:
-            # Halves lose directions when they are normalised; float32 is enough.
-            precise = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-            targets = functional.l2_normalize(precise) if normalizes else precise
-            sources = functional.prepare_histograms(
-                (targets if histograms is None else histograms).double(),
-                self.normalize_histograms,
-                self.center_histograms,
+    ) -> Tensor:
+        """The loss of Ŷ, which is made once for all terms whose distances agree on normalisation."""
+        if self.expressed_loss is not None:
+            terms = base_loss_terms(self.expressed_loss, embeddings, labels, None)
+        expressed = {
+            normalizes: self._express(embeddings, histograms, halves, normalizes)
+            for normalizes in {term.normalizes_embeddings for term in terms}
+        }
+        return _sum(
+            term.weighted(
+                term.loss_without_memory(
+                    expressed[term.normalizes_embeddings], labels, term.indices_tuple, *references
+                )
             )
-            if self.collect_stats:
-                statistics = expression_statistics(sources, targets.double(), self.ridge, halves)
-                for name, value in statistics._asdict().items():
-                    setattr(self, name, value)
-            expression = functional.cross_batch_expression(sources, targets, self.ridge, halves)
-            expressed[normalizes] = expression.to(embeddings.dtype)
-        return expressed
+            for term in terms
+        )
+
+    def _express(
+        self, embeddings: Tensor, histograms: Tensor, halves: functional.Halves, normalizes: bool = True
+    ) -> Tensor:
+        """Ŷ in the dtype of Y: the formulation, for the loss and for pictures."""
+        # float16 has too few digits to be normalised in; float32 is enough.
+        targets = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        if normalizes:
+            targets = functional.l2_normalize(targets)
+        sources = functional.prepare_histograms(
+            (targets if histograms is embeddings else histograms).double(),
+            self.normalize_histograms,
+            self.center_histograms,
+        )
+        if self.collect_stats:
+            statistics = expression_statistics(sources, targets.double(), self.ridge, halves)
+            for name, value in statistics._asdict().items():
+                setattr(self, name, value)
+        expressed = functional.cross_batch_expression(sources, targets, self.ridge, halves)
+        return expressed.to(embeddings.dtype)
 
     @torch.no_grad()
     def express(self, embeddings: Tensor, labels: Tensor, histograms: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,39 +341,26 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             Ŷ, (B, D), in float64 and made of L2-normalised embeddings; and which samples are the first half,
             (B,) bool.
         """
-        first_half = functional.class_disjoint_halves(labels)
-        sources = functional.prepare_histograms(
-            histograms.double(), self.normalize_histograms, self.center_histograms
-        )
-        targets = functional.l2_normalize(embeddings.double())
-        return functional.cross_batch_expression(
-            sources, targets, self.ridge, functional.Halves(first_half)
-        ), first_half
+        in_first = functional.class_disjoint_halves(labels)
+        return self._express(embeddings.double(), histograms, functional.Halves(in_first)), in_first
 
-    def _count_batch(self, has_two_classes: bool) -> None:
-        self.num_batches += 1
-        self.num_batches_without_two_classes += not has_two_classes
-        self.single_class_fraction = self.num_batches_without_two_classes / self.num_batches
+    def _reduce(self, metric_loss: Tensor, cross_batch_loss: Tensor | None) -> dict[str, dict[str, Any]]:
+        """(1 − λ) ℓ(Y) and λ ℓ(Ŷ); ℓ(Y) alone and untouched where there is no cross-batch term."""
+        terms: tuple[Tensor | int, Tensor | int] = metric_loss, 0
+        if cross_batch_loss is not None:
+            weight = self.cross_batch_weight
+            terms = metric_loss * (1 - weight), cross_batch_loss * weight
+        if self.collect_stats:
+            self.metric_loss, self.cross_batch_loss = (torch.as_tensor(term).detach() for term in terms)
+        return {
+            name: {"losses": term, "indices": None, "reduction_type": "already_reduced"}
+            for name, term in zip(self._sub_loss_names(), terms, strict=True)
+        }
 
-    def _claimed(self, histograms: Tensor | None, embeddings: Tensor) -> Tensor | None:
-        """The histograms of the call, or the pooling's, or None where each embedding stands for itself."""
-        if histograms is not None:
-            return histograms
-        if self._pooling is not None:
-            claimed = self._pooling.histograms_of(embeddings)
-            if claimed is None:
-                raise ValueError(
-                    "pooling holds no histograms: its last forward ran in evaluation mode. Run the trunk in "
-                    "training mode before the loss, or build it with eval_histograms=True."
-                )
-            return claimed
-        if self.cross_batch_weight > 0 and not self._has_warned:
-            _pml.LOGGER.warning(
-                "CrossBatchPrototypeLoss has neither a pooling nor histograms, so each embedding stands for "
-                "itself. Pass pooling=PrototypePoolingTrunk(...) to use histograms over prototypes."
-            )
-            self._has_warned = True
-        return None
+    def _warn_once(self, message: str, *values: object) -> None:
+        if message not in self._messages_given:
+            self._messages_given.add(message)
+            _pml.LOGGER.warning(message, *values)
 
     def set_reducer(self, reducer: Any) -> None:
         # ℓ reduces; a reducer here would record a second, meaningless size of the losses.
@@ -335,23 +372,6 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
     def _sub_loss_names(self) -> list[str]:
         return ["metric_loss", "cross_batch_loss"]
-
-
-def _facts(inputs: list[Tensor], labels: Tensor | None) -> tuple[bool, bool]:
-    """Whether all inputs are finite, and the first and the second half of the labels have none in common.
-
-    Both are read in one go: with the batches of :class:`~pml_xbml.samplers.DisjointClassPairSampler` it is
-    the only time that a step waits for the device, and other halves need not be looked for.
-    """
-    # NaN and infinities are extremes too, and to look at every value takes longer.
-    extremes = [extreme for values in inputs if len(values) for extreme in values.detach().aminmax()]
-    is_finite = torch.stack(extremes).isfinite().all()
-    if labels is None or len(labels) % 2 == 1:
-        return bool(is_finite), False
-    first, second = labels.chunk(2)
-    are_disjoint = (first.unsqueeze(1) != second).all()
-    facts = torch.stack([is_finite, are_disjoint]).tolist()
-    return facts[0], facts[1]
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:

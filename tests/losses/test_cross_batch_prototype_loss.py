@@ -12,6 +12,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils
 from sklearn.linear_model import Ridge
 
 from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePooling
 
 LABELS = torch.arange(16) // 4
@@ -183,10 +184,13 @@ class TestZeroWeight:
         expected, got = plain(embeddings, LABELS), wrapped(embeddings, LABELS, histograms=histograms)
         assert got.dtype == expected.dtype
         assert torch.equal(got, expected)
-        gradients = [
-            torch.autograd.grad(value, embeddings, retain_graph=True)[0] for value in (expected, got)
-        ]
-        assert torch.equal(*gradients)
+        expected_gradients, gradients = (
+            torch.autograd.grad(value, [embeddings, *loss.parameters()], retain_graph=True)
+            for value, loss in ((expected, plain), (got, wrapped))
+        )
+        # The embeddings', and those of proxies where there are.
+        assert len(gradients) == 1 + hasattr(plain, "proxies")
+        assert all(map(torch.equal, gradients, expected_gradients))
 
 
 def proxies(loss_class, **kwargs):
@@ -300,7 +304,9 @@ class TestExpressedLoss:
         got = loss(embeddings, LABELS, histograms=histograms, **references)
         torch.testing.assert_close(got, expected)
         pairs = tuple(torch.tensor(indices) for indices in ([0, 1], [2, 8], [0, 1], [4, 5]))
-        with pytest.raises(ValueError, match="ref_labels are missing"):
+        with pytest.raises(
+            ValueError, match=r"ref_labels must be given for the ref_emb of shape \(9, 6\), got None"
+        ):
             loss(embeddings, LABELS, pairs, ref_emb=references["ref_emb"], histograms=histograms)
 
 
@@ -346,7 +352,7 @@ class TestTuplesAndReferences:
         references = torch.randn(9, 6).double()
         base = losses.ContrastiveLoss()
         loss = CrossBatchPrototypeLoss(base, cross_batch_weight=0)
-        with pytest.raises(ValueError, match=r"ref_labels are missing for the ref_emb of shape \(9, 6\)"):
+        with pytest.raises(ValueError, match=r"ref_labels must be given for the ref_emb of shape \(9, 6\)"):
             loss(embeddings, LABELS, ref_emb=references, histograms=histograms)
         pairs = tuple(torch.tensor(indices) for indices in ([0, 1], [2, 8], [0, 1], [4, 5]))
         got = loss(embeddings, LABELS, pairs, ref_emb=references, histograms=histograms)
@@ -356,7 +362,9 @@ class TestTuplesAndReferences:
     def test_references_are_refused_by_bases_that_take_none(self, name):
         embeddings, histograms = batch()
         loss = CrossBatchPrototypeLoss(make_base(name))
-        with pytest.raises(ValueError, match=f"ref_emb does not go with {name}"):
+        with pytest.raises(
+            ValueError, match=rf"ref_emb must be left out with {name} as loss, got one of shape \(16, 6\)"
+        ):
             loss(embeddings, LABELS, ref_emb=embeddings, ref_labels=LABELS, histograms=histograms)
 
     def test_expressed_embeddings_never_enter_a_memory(self):
@@ -385,6 +393,24 @@ class TestTuplesAndReferences:
         )
         torch.testing.assert_close(got, 0.9 * reference(embeddings, LABELS) + 0.1 * cross)
         assert memory.queue_idx == 16
+
+    def test_weights_of_nested_multiple_losses_multiply(self):
+        embeddings, histograms = batch()
+        parts = losses.ContrastiveLoss(), losses.TripletMarginLoss(), losses.NTXentLoss()
+        inner = losses.MultipleLosses(
+            {"triplet": parts[1], "n_pair": parts[2]}, weights={"triplet": 3, "n_pair": 5}
+        )
+        base = losses.MultipleLosses(
+            [parts[0], losses.MultipleLosses([inner], weights=[2])], weights=[0.5, 7]
+        )
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
+        expected = sum(
+            share * weight * part(y, LABELS)
+            for share, y in ((0.9, embeddings), (0.1, expressed))
+            for weight, part in zip((0.5, 7 * 2 * 3, 7 * 2 * 5), parts, strict=True)
+        )
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
+        torch.testing.assert_close(got, expected)
 
     def test_miners_of_multiple_losses_mine_the_embeddings_once_for_both_terms(self):
         class CountingMiner(miners.TripletMarginMiner):
@@ -474,6 +500,45 @@ class TestPooling:
         with pytest.raises(ValueError, match="evaluation mode"):
             loss(embeddings, LABELS)
 
+    def test_evaluation_without_a_gradient_gives_the_metric_loss_alone_and_says_so_once(self, caplog):
+        pooling = PrototypePooling(6, 5).eval()
+        loss = CrossBatchPrototypeLoss(pooling=pooling, cross_batch_weight=0.5, collect_stats=True)
+        embedder = torch.nn.Linear(6, 6)
+        for _ in range(2):
+            with torch.no_grad():
+                embeddings = embedder(pooling(torch.randn(16, 6, 3, 3)))
+                got = loss(embeddings, LABELS)
+            assert torch.equal(got, losses.ContrastiveLoss()(embeddings, LABELS))
+        assert (loss.metric_loss, loss.cross_batch_loss) == (got, 0)
+        assert loss.num_batches == 0
+        with pytest.raises(ValueError, match="the last forward ran in evaluation mode"):
+            loss(embedder(pooling(torch.randn(16, 6, 3, 3))), LABELS)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "ran in evaluation mode" in caplog.text
+
+    def test_evaluation_at_weight_zero_has_nothing_to_say(self, caplog):
+        pooling = PrototypePooling(6, 5).eval()
+        loss = CrossBatchPrototypeLoss(pooling=pooling, cross_batch_weight=0)
+        with torch.no_grad():
+            loss(pooling(torch.randn(16, 6, 3, 3)), LABELS)
+        assert not caplog.records
+
+    def test_evaluation_with_histograms_gives_both_terms(self, caplog):
+        pooling = PrototypePooling(6, 5, eval_histograms=True).eval()
+        loss = CrossBatchPrototypeLoss(pooling=pooling, cross_batch_weight=0.5)
+        with torch.no_grad():
+            embeddings = pooling(torch.randn(16, 6, 3, 3))
+            assert loss(embeddings, LABELS) == loss(embeddings, LABELS, histograms=pooling.histograms)
+        assert loss(embeddings, LABELS) != losses.ContrastiveLoss()(embeddings, LABELS)
+        assert not caplog.records
+
+    def test_training_without_a_gradient_gives_both_terms(self):
+        pooling = PrototypePooling(6, 5)
+        loss = CrossBatchPrototypeLoss(pooling=pooling, cross_batch_weight=0.5)
+        with torch.no_grad():
+            embeddings = pooling(torch.randn(16, 6, 3, 3))
+            assert loss(embeddings, LABELS) == loss(embeddings, LABELS, histograms=pooling.histograms)
+
     def test_is_no_submodule(self):
         pooling = PrototypePooling(6, 5)
         loss = CrossBatchPrototypeLoss(losses.ProxyAnchorLoss(4, 6), pooling=pooling)
@@ -498,7 +563,7 @@ class TestPooling:
         expected = CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms)
         assert CrossBatchPrototypeLoss(pooling=wrapper)(embeddings, LABELS) == expected
         holder.histograms = None
-        with pytest.raises(ValueError, match="holds no histograms"):
+        with pytest.raises(ValueError, match="pooling must hold histograms, got a SimpleNamespace with None"):
             CrossBatchPrototypeLoss(pooling=wrapper)(embeddings, LABELS)
 
     def test_warns_once_through_the_logger_of_pml_when_there_is_none(self, caplog):
@@ -508,6 +573,48 @@ class TestPooling:
             loss(embeddings, LABELS)
             loss(embeddings, LABELS)
         assert sum("stands for itself" in record.message for record in caplog.records) == 1
+
+
+class TestDealtClasses:
+    """Batches whose first and second half share a class: other halves are made, and one warning says so."""
+
+    def messages(self, caplog, labels, **options):
+        loss = CrossBatchPrototypeLoss(**options)
+        for _ in range(2):
+            embeddings = torch.randn(len(labels), 6)
+            loss(embeddings, labels, histograms=torch.rand(len(labels), 5))
+        return [record.getMessage() for record in caplog.records]
+
+    def batches(self, batch_size):
+        labels = torch.arange(40) // 4 % 10
+        sampler = DisjointClassPairSampler(labels, m=4, batch_size=16, length_before_new_iter=80, seed=0)
+        return torch.utils.data.DataLoader(labels, batch_size=batch_size, sampler=sampler)
+
+    def test_batches_of_another_size_than_the_samplers(self, caplog):
+        loss = CrossBatchPrototypeLoss()
+        for labels in self.batches(20):
+            loss(torch.randn(20, 6), labels, histograms=torch.rand(20, 5))
+        (record,) = caplog.records
+        assert record.name == c_f.LOGGER_NAME
+        assert record.levelname == "WARNING"
+        assert "half of a batch of 20 samples share a class" in record.getMessage()
+        assert "the DataLoader's batch_size must be the sampler's" in record.getMessage()
+
+    def test_not_for_the_samplers_batches(self, caplog):
+        loss = CrossBatchPrototypeLoss()
+        for labels in self.batches(16):
+            loss(torch.randn(16, 6), labels, histograms=torch.rand(16, 5))
+        assert not caplog.records
+
+    @pytest.mark.parametrize("labels", [[0, 1, 0, 1], [0, 0, 1]], ids=["shuffled", "an odd number"])
+    def test_once_for_other_batches(self, caplog, labels):
+        assert len(self.messages(caplog, torch.tensor(labels))) == 1
+
+    def test_not_for_one_class(self, caplog):
+        assert not self.messages(caplog, torch.zeros(4))
+
+    def test_not_at_weight_zero(self, caplog):
+        assert not self.messages(caplog, torch.tensor([0, 1, 0, 1]), cross_batch_weight=0)
 
 
 class TestBadInput:
@@ -543,7 +650,9 @@ class TestBadInput:
             ),
             ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance.* got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
-            ({"typo": 1}, TypeError, "typo"),
+            ({"weight": 0.3}, TypeError, "got weight. Did you mean cross_batch_weight?"),
+            ({"k": 3}, TypeError, r"among loss, pooling, .*, collect_stats, got k$"),
+            ({"embedding_reg": 1}, TypeError, "got embedding_reg. Did you mean embedding_reg_weight?"),
             (
                 {"expressed_loss": losses.ProxyNCALoss(4, 6)},
                 ValueError,
@@ -560,7 +669,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            ({"labels": None}, ValueError, "labels are missing"),
+            ({"labels": None}, ValueError, "labels must be given, got None"),
             ({"labels": LABELS[:15]}, ValueError, r"labels must have shape \(16,\).*\(15,\)"),
             ({"labels": LABELS[:, None]}, ValueError, r"labels must have shape \(16,\)"),
             ({"labels": LABELS.tolist()}, TypeError, "labels must be a tensor of real numbers, got list"),
