@@ -46,7 +46,7 @@ def test_batches_embedded_before_either_is_backpropagated_are_refused(training):
     """Accumulation the other way round: the second forward replaces the histograms of the first."""
     first = training.network(training.images)
     second = training.network(torch.randn_like(training.images))
-    with pytest.raises(ValueError, match="the trunk ran more than once before the loss"):
+    with pytest.raises(ValueError, match="embeddings must come from the last forward of the trunk"):
         training.loss(first, training.labels) + training.loss(second, training.labels)
 
 
