@@ -16,6 +16,7 @@ and ``collect_stats`` went with the recorded statistics; ``set_reducer`` and ``s
 """
 
 import importlib
+import sys
 from typing import Any
 
 # Where version 2 has each name, below ``pytorch_metric_learning``.
@@ -42,6 +43,15 @@ MODULES = {
     # Version 3: not found; the wrapper itself is in ``pytorch_metric_learning.distributed``.
     "all_gather": "utils.distributed",
 }
+
+
+def collects_stats_by_default() -> bool:
+    """PML's default of ``collect_stats`` for all its modules, where PML is in use; it is not imported for this.
+
+    Version 3: removed with the recorded statistics.
+    """
+    common_functions = sys.modules.get("pytorch_metric_learning.utils.common_functions")
+    return bool(getattr(common_functions, "COLLECT_STATS", False))
 
 
 def __getattr__(name: str) -> Any:

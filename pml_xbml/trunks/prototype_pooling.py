@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import _pml, functional
 from .._checks import check_choice, check_number, check_positive_integer
 from ._autograd_graph import stems_from_another_forward
 from ._statistics import batches_since_chosen, cover_radius_and_gap, perplexity
@@ -99,7 +98,7 @@ class PrototypePooling(torch.nn.Module):
         )
         self.histograms = None
         self._left_out_histograms = False
-        self.collect_stats = _collects_by_default() if collect_stats is None else collect_stats
+        self.collect_stats = _pml.collects_stats_by_default() if collect_stats is None else collect_stats
         # pytorch-metric-learning and record-keeper read these two lists; no base class of theirs is needed.
         self._record_these: list[str] = []
         self._record_these_stats: list[str] = []
@@ -304,9 +303,3 @@ def _check_floating_point(features: Tensor) -> None:
     if not torch.is_tensor(features) or not features.is_floating_point():
         came = f"one of {features.dtype}" if torch.is_tensor(features) else f"{features!r}"
         raise TypeError(f"features must be a tensor of floating point, got {came}")
-
-
-def _collects_by_default() -> bool:
-    """The default of pytorch-metric-learning for all its modules, where it is in use."""
-    common_functions = sys.modules.get("pytorch_metric_learning.utils.common_functions")
-    return bool(getattr(common_functions, "COLLECT_STATS", False))
