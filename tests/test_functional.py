@@ -108,51 +108,6 @@ class TestHistograms:
         assert features.grad.abs().max() < 100
 
 
-class TestAverageAndHistograms:
-    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-    @pytest.mark.parametrize(("as_map", "maps_in_the_cache"), [(True, 1), (True, 2), (True, 3), (False, 1)])
-    def test_equals_the_unfused_formulas_with_their_gradients(
-        self, similarity, as_map, maps_in_the_cache, monkeypatch
-    ):
-        monkeypatch.setattr(functional, "_CACHED_BYTES", 6 * 5 * 8 * maps_in_the_cache)
-        tokens = double(3, 6, 5)
-        stored = (tokens.transpose(1, 2).contiguous() if as_map else tokens).requires_grad_()
-        features = stored.transpose(1, 2) if as_map else stored
-        prototypes = double(4, 5, requires_grad=True)
-        weights = double(3, 5), double(3, 4)
-
-        average, z = functional.average_and_histograms(
-            features, features.mean(1), prototypes, 0.2, similarity
-        )
-        fused = torch.autograd.grad(
-            (average * weights[0]).sum() + (z * weights[1]).sum(), (stored, prototypes)
-        )
-        unfused_z = functional.histograms(features, prototypes, 0.2, similarity)
-        unfused = torch.autograd.grad(
-            (features.mean(1) * weights[0]).sum() + (unfused_z * weights[1]).sum(), (stored, prototypes)
-        )
-        torch.testing.assert_close(z, unfused_z)
-        for got, expected in zip(fused, unfused, strict=True):
-            torch.testing.assert_close(got, expected)
-
-    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-    def test_passes_gradcheck(self, similarity):
-        def both(features, prototypes):
-            return functional.average_and_histograms(features, features.mean(1), prototypes, 0.3, similarity)
-
-        assert torch.autograd.gradcheck(
-            both, (double(2, 4, 3, requires_grad=True), double(5, 3, requires_grad=True))
-        )
-
-    def test_the_average_carries_the_prototypes_with_a_gradient_of_zero(self):
-        prototypes = double(4, 5, requires_grad=True)
-        features = double(3, 6, 5, requires_grad=True)
-        average, _ = functional.average_and_histograms(features, features.mean(1), prototypes, 0.1, "cosine")
-        average.sum().backward()
-        assert torch.equal(prototypes.grad, torch.zeros_like(prototypes))
-        assert torch.equal(features.grad, torch.full_like(features, 1 / 6))
-
-
 class TestLemma1:
     """‖Σ_i z_i ν_i − (1/n) Σ_j x_j‖ ≤ δ for unit features, unsmoothed z, prototypes by k-center."""
 

@@ -124,19 +124,21 @@ class PrototypePooling(torch.nn.Module):
                 ``DataParallel``, whose histograms never reach the module that the loss reads.
         """
         self._check_features(features)
-        average = features.mean(1) if features.ndim == 3 else _global_average(features)
         wants_histograms = self.training or self.eval_histograms
         self._left_out_histograms = not wants_histograms
         if not wants_histograms and self.output == "average":
             self.histograms = None
-            return average
+            return features.mean(1) if features.ndim == 3 else _global_average(features)
         if getattr(self, "_is_replica", False):
             raise ValueError(
                 "PrototypePooling cannot run under torch.nn.DataParallel on several devices: the histograms "
                 "of the replicas are lost. Use torch.nn.parallel.DistributedDataParallel, or one device."
             )
         output, histograms = functional.average_and_histograms(
-            _as_local_features(features), average, self.prototypes, self.temperature, self.similarity
+            features.mT if features.ndim == 3 else features,
+            self.prototypes,
+            self.temperature,
+            self.similarity,
         )
         if self.output == "prototypes":
             output = histograms.to(features.dtype) @ self.prototypes.to(features.dtype)

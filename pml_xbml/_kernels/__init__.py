@@ -1,0 +1,1 @@
+"""What is faster than autograd and loops; each file starts with its derivation. See ``functional`` first."""
