@@ -19,7 +19,7 @@ class Halves:
     """To which of two halves each sample of a batch belongs.
 
     Attributes:
-        in_first: (N,) bool, True for the first half, as :func:`class_disjoint_halves` gives it.
+        in_first: (N,) bool, True in the first half, as :func:`class_disjoint_halves` gives it.
             None if the batch is cut in the middle: the first half are its first N/2 samples, N even.
 
     Example:
