@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from .. import comparison
-from ..comparison import Comparison, Run
+from ..comparison import Comparison, RunConfig
+from ..comparison.result import Split
 
 #: Says that ℓ itself is applied to expressed embeddings.
 SAME_LOSS = "same"
-#: Of the trunk, when it starts from pretrained weights.
-PRETRAINED_LEARNING_RATE = 1e-5
 
 
 def default_jobs() -> int:
@@ -34,11 +33,7 @@ def compare(options: argparse.Namespace) -> int:
     depending: dict[str, Any] = {}
     if options.dataset != "glyphs" and "train_classes" not in options:
         depending["train_classes"] = None
-    if "weights" in options and "learning_rate" not in options:
-        depending["learning_rate"] = PRETRAINED_LEARNING_RATE
     if options.num_prototypes is not None:
-        if options.num_prototypes < 1:
-            raise ValueError(f"num_prototypes must be at least 1, got {options.num_prototypes}")
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
     if options.center_histograms is not None:
         depending["loss_options"] = {"center_histograms": options.center_histograms}
@@ -52,7 +47,8 @@ def compare(options: argparse.Namespace) -> int:
         options.losses,
         options.cross_batch_weights,
         options.download,
-        evaluate_test=not options.validation_only,
+        split="validation" if options.validation_only else "test",
+        control=options.with_control,
     )
 
 
@@ -63,39 +59,43 @@ def look(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace) -> Run:
+def _settings(options: argparse.Namespace) -> RunConfig:
     given = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(Run) if field.name in options
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(RunConfig)
+        if field.name in options
     }
-    iterations = given.get("iterations", Run.iterations)
-    return Run(**{"iterations_per_epoch": min(Run.iterations_per_epoch, iterations), **given})
+    iterations = given.get("iterations", RunConfig.iterations)
+    return RunConfig(**{"iterations_per_epoch": min(RunConfig.iterations_per_epoch, iterations), **given})
 
 
 def _compare(
-    settings: Run,
+    settings: RunConfig,
     options: argparse.Namespace,
     losses: Sequence[str],
     weights: Sequence[float] | None,
     download: bool = False,
-    evaluate_test: bool = True,
+    split: Split = "test",
+    control: bool = False,
 ) -> int:
-    print(f"Logs, models and results go to {options.out}", flush=True)
+    print(f"Tables, pictures, logs and models go to {options.out}", flush=True)
     started = time.monotonic()
-    compared = comparison.compare(
-        settings, losses, weights, options.seeds, options.out, options.jobs, download, evaluate_test
+    finished = comparison.compare(
+        settings, losses, weights, options.seeds, options.out, options.jobs, download, split, control
     )
-    print(f"\n{compared}\n\n{_where_to_look(compared)}\n\nDone in {time.monotonic() - started:.0f} seconds.")
+    print(f"\n{finished}\n\n{_files(finished)}\n\nDone in {time.monotonic() - started:.0f} seconds.")
     return 0
 
 
-def _where_to_look(compared: Comparison) -> str:
+def _files(finished: Comparison) -> str:
     return "\n".join(
         [
-            f"every run          {compared.results_path}",
-            f"differences        {compared.differences_path}",
-            f"learning curves    {compared.curves_path}",
-            f"logs and models    {compared.runs_folder}",
-            f"prototypes         {compared.runs_folder / '*' / 'pictures'}",
-            "all curves         " + shlex.join(["tensorboard", "--logdir", str(compared.runs_folder)]),
+            f"this text          {finished.report_path}",
+            f"every run          {finished.results_path}",
+            f"differences        {finished.differences_path}",
+            f"learning curves    {finished.curves_path}",
+            f"logs and models    {finished.runs_folder}",
+            f"prototypes         {finished.runs_folder / '*' / 'pictures'}",
+            "all curves         " + shlex.join(["tensorboard", "--logdir", str(finished.runs_folder)]),
         ]
     )

@@ -30,12 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("\nStopped. --resume_training latest goes on after the last saved epoch.", file=sys.stderr)
             return INTERRUPTED
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    options.parser.refuse_unknown(unknown)
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except (ValueError, OSError) as error:
-        print(f"pml-xbml: error: {error}", file=sys.stderr)
+        print(f"pml-xbml: error: {options.parser.name_options(str(error))}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         print(

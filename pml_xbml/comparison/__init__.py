@@ -4,7 +4,7 @@ from .comparison import Comparison, compare, plan_runs
 from .loss_table import LOSSES
 from .result import METRICS, PRIMARY_METRIC, Result
 from .run_all import run_all
-from .run_config import PLAIN, SCHEDULES, XML, Run
+from .run_config import SCHEDULES, Arm, RunConfig
 from .splits import NAMED_DATASETS
 from .train import LoadedRun, cross_batch_loss, load_run, train
 from .visualize import look
@@ -13,14 +13,13 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "NAMED_DATASETS",
-    "PLAIN",
     "PRIMARY_METRIC",
     "SCHEDULES",
-    "XML",
+    "Arm",
     "Comparison",
     "LoadedRun",
     "Result",
-    "Run",
+    "RunConfig",
     "compare",
     "cross_batch_loss",
     "load_run",

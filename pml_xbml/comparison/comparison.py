@@ -3,21 +3,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.atomic_file import atomic_file
+from ..samplers import DisjointClassPairSampler
+from ..trunks import PrototypePoolingTrunk
 from .figures import plot_differences, plot_learning_curves
 from .image_folder import check_images, open_image_folder
 from .loss_table import LOSSES
-from .report import (
-    Pairing,
-    conclude,
-    format_table,
-    pair_results,
-    write_csv,
-)
+from .networks import build_network
+from .paired_results import PairedResults, pair_results
+from .python_code import python_code
 from .result import Result, Split
 from .run_all import run_all
-from .run_config import PLAIN, XML, Run, check_same_run
-from .splits import NAMED_DATASETS, load_splits
-from .train import RESULT_FILE, RUN_FILE
+from .run_config import RunConfig, check_same_run
+from .splits import NAMED_DATASETS, Splits, load_splits
+from .tables import footnotes, format_table, write_csv
+from .train import RESULT_FILE, cross_batch_loss
+from .verdict import format_recommendations, format_verdicts, judge, winning_run
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,36 @@ class Comparison:
     Attributes:
         folder: where everything is.
         results: of every run.
-        pairings: for each loss and weight, the XML runs beside the plain ones.
+        paired_results: for each loss and weight, the XML runs beside the others.
         split: the classes that it was measured on.
     """
 
     folder: Path
     results: Sequence[Result] = ()
-    pairings: Sequence[Pairing] = ()
+    paired_results: Sequence[PairedResults] = ()
     split: Split = "test"
+
+    @property
+    def untouched(self) -> Result | None:
+        """The result of the pretrained network without training, if there is one."""
+        return next((result for result in self.results if result.run.arm == "untouched"), None)
+
+    @property
+    def winner(self) -> RunConfig | None:
+        """The settings that the test classes speak for; None where they were left alone or seeds too few."""
+        if self.split == "validation":
+            return None
+        return winning_run(judge(self.paired_results, self.untouched), self.untouched)
 
     @property
     def runs_folder(self) -> Path:
         """The folder of the runs' folders."""
         return self.folder / "runs"
+
+    @property
+    def report_path(self) -> Path:
+        """The tables and the verdict, as they are printed."""
+        return self.folder / "report.txt"
 
     @property
     def results_path(self) -> Path:
@@ -57,23 +75,39 @@ class Comparison:
         return self.folder / "learning_curves.png"
 
     def __str__(self) -> str:
-        """The tables, and what follows from them."""
-        tables = [format_table(pairing, self.split) for pairing in self.pairings]
-        return "\n\n".join([*tables, conclude(self.pairings, self.split)])
+        """The tables, the verdict, and the Python lines of what it speaks for."""
+        parts = [format_table(paired, self.split, self.untouched) for paired in self.paired_results]
+        has_control = any(paired.control for paired in self.paired_results)
+        parts.append(footnotes(has_control, has_untouched=self.untouched is not None))
+        if self.split == "validation":
+            parts.append(format_recommendations(self.paired_results))
+        else:
+            parts.append(format_verdicts(judge(self.paired_results, self.untouched)))
+        winner = self.winner
+        if winner is not None:
+            loss = "" if winner.arm == "untouched" else f"{winner.loss}, "
+            parts += [f"In Python ({loss}{winner.arm}):", python_code(winner)]
+        return "\n\n".join(parts)
 
 
 def plan_runs(
-    settings: Run, losses: Sequence[str], weights: Sequence[float] | None, num_seeds: int
-) -> list[Run]:
+    settings: RunConfig,
+    losses: Sequence[str],
+    weights: Sequence[float] | None,
+    num_seeds: int,
+    control: bool = False,
+) -> list[RunConfig]:
     """The runs of a comparison: for each loss and seed a plain one, and an XML one for each weight.
+
+    Before them comes the network as it is, without training, where it is a pretrained one.
 
     Args:
         settings: what all runs share; its seed is the first, its options are those of the XML runs, beside
-            what the table ``LOSSES`` says of their loss, from scratch or with pretrained weights, and its
-            loss, variant and weight are replaced.
+            what the table ``LOSSES`` says of their loss, and its loss and weight are replaced.
         losses: names of the table ``LOSSES``.
         weights: the λ's; None takes each loss's own of the table.
         num_seeds: number of seeds, counted up from the first.
+        control: add to each XML run one whose second term is on the embeddings themselves.
 
     Returns:
         The runs, seed by seed, so that whoever stops early has compared some seeds and not some losses.
@@ -83,34 +117,38 @@ def plan_runs(
     """
     if num_seeds < 1 or not losses or (weights is not None and not weights):
         raise ValueError(
-            f"a comparison needs at least one loss, one weight and one seed, got losses={list(losses)}, "
-            f"weights={weights}, seeds={num_seeds}"
+            "losses, weights and num_seeds must give at least one loss, one weight and one seed, got "
+            f"{list(losses)}, {weights} and {num_seeds}"
         )
     runs = []
+    if settings.is_fine_tuning or ":" in settings.trunk:
+        runs.append(_without_options(dataclasses.replace(settings, iterations=0, cross_batch_weight=None)))
     for seed in range(settings.seed, settings.seed + num_seeds):
         for loss in dict.fromkeys(losses):
-            shared = dataclasses.replace(
-                settings, loss=loss, seed=seed, variant=PLAIN, cross_batch_weight=None
-            )
-            runs.append(dataclasses.replace(shared, loss_options={}, pooling_options={}))
-            chosen = LOSSES[loss] if settings.weights is None else LOSSES[loss].for_pretrained_weights()
-            options = {**chosen.cross_batch_options, **settings.loss_options}
-            runs += [
-                dataclasses.replace(shared, variant=XML, cross_batch_weight=weight, loss_options=options)
-                for weight in dict.fromkeys([chosen.cross_batch_weight] if weights is None else weights)
-            ]
+            shared = dataclasses.replace(settings, loss=loss, seed=seed, cross_batch_weight=None)
+            runs.append(_without_options(shared))
+            table = LOSSES[loss].for_pretrained_weights() if settings.is_fine_tuning else LOSSES[loss]
+            options = {**table.cross_batch_options, **settings.loss_options}
+            for weight in dict.fromkeys([table.cross_batch_weight] if weights is None else weights):
+                xml = dataclasses.replace(shared, cross_batch_weight=weight, loss_options=options)
+                runs += [xml, dataclasses.replace(xml, control=True)] if control else [xml]
     return runs
 
 
+def _without_options(run: RunConfig) -> RunConfig:
+    return dataclasses.replace(run, loss_options={}, pooling_options={})
+
+
 def compare(
-    settings: Run,
+    settings: RunConfig,
     losses: Sequence[str] = ("contrastive",),
     weights: Sequence[float] | None = None,
     num_seeds: int = 5,
     out: str | Path = "runs/compare",
     jobs: int = 1,
     download: bool = False,
-    evaluate_test: bool = True,
+    split: Split = "test",
+    control: bool = False,
 ) -> Comparison:
     """Compare plain training with XML: same weights at the start, same batches, another loss.
 
@@ -119,36 +157,65 @@ def compare(
         losses: see :func:`plan_runs`.
         weights: see :func:`plan_runs`.
         num_seeds: see :func:`plan_runs`.
-        out: gets ``results.csv``, the pictures, and the folders of the runs. Started again with the same
-            settings, a comparison goes on where it was; whatever ends it, ``results.csv`` has the runs that
-            are finished.
+        out: gets ``report.txt``, ``results.csv``, the pictures, and the folders of the runs. Started again
+            with the same settings, a comparison goes on where it was; whatever ends it, ``results.csv`` has
+            the runs that are finished.
         jobs: how many runs to train at once.
         download: let PML download the data set first.
-        evaluate_test: measure on the test classes; without, on the validation classes alone, to choose
+        split: "test" measures on the test classes; "validation" on the validation classes alone, to choose
             settings by.
+        control: see :func:`plan_runs`.
 
     Returns:
-        The comparison; its text is the tables and the conclusion.
+        The comparison; its text is the tables and the verdict.
 
     Raises:
         ValueError: if the settings, or the images of a user's folder, cannot be trained with.
     """
-    runs = plan_runs(settings, losses, weights, num_seeds)
+    runs = plan_runs(settings, losses, weights, num_seeds, control)
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    splits = load_splits(
+        settings.dataset, settings.root, settings.train_classes, settings.image_size, download
+    )
+    _check_trainable([run for run in runs if run.seed == settings.seed], splits)
+    unfinished = Comparison(Path(out), split=split)
+    folders = [unfinished.runs_folder / run.name for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        check_same_run(run, folder)
     if settings.dataset not in NAMED_DATASETS:
         check_images(open_image_folder(settings.dataset))
-    load_splits(settings.dataset, settings.root, settings.train_classes, settings.image_size, download)
-    split: Split = "test" if evaluate_test else "validation"
-    pending = Comparison(Path(out), split=split)
-    folders = [pending.runs_folder / run.name for run in runs]
-    for run, folder in zip(runs, folders, strict=True):
-        check_same_run(run, folder / RUN_FILE)
-    pending.folder.mkdir(parents=True, exist_ok=True)
+    unfinished.folder.mkdir(parents=True, exist_ok=True)
     try:
-        results = run_all(runs, pending.runs_folder, jobs, evaluate_test)
+        results = run_all(runs, unfinished.runs_folder, jobs, split)
     finally:
         paths = [folder / RESULT_FILE for folder in folders]
-        write_csv([Result.load(path) for path in paths if path.exists()], pending.results_path)
-    compared = dataclasses.replace(pending, results=results, pairings=pair_results(results))
-    plot_differences(compared.pairings, compared.differences_path, split)
-    plot_learning_curves(compared.results, compared.curves_path)
-    return compared
+        write_csv([Result.load(path) for path in paths if path.exists()], unfinished.results_path)
+    comparison = dataclasses.replace(unfinished, results=results, paired_results=pair_results(results))
+    plot_differences(comparison.paired_results, comparison.differences_path, split)
+    plot_learning_curves(comparison.results, comparison.curves_path)
+    with atomic_file(comparison.report_path) as file:
+        file.write(f"{comparison}\n".encode())
+    return comparison
+
+
+def _check_trainable(runs: Sequence[RunConfig], splits: Splits) -> None:
+    """Make once what the runs will train with: what raises here has cost no training.
+
+    Args:
+        runs: of one seed.
+        splits: their data.
+    """
+    settings = runs[0]
+    DisjointClassPairSampler(
+        splits.train.labels,
+        m=settings.samples_per_class,
+        batch_size=settings.batch_size,
+        length_before_new_iter=settings.batch_size,
+    )
+    network = build_network(settings.trunk, settings.pretrained)
+    trunk = PrototypePoolingTrunk(network, **runs[-1].pooling_options)
+    for run in runs:
+        loss = LOSSES[run.loss].build(len(splits.train.classes), run.embedding_size)
+        if run.arm == "xml":
+            cross_batch_loss(run, loss, trunk)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..checkpoint.atomic_file import atomic_file
-from .run_config import Run
+from .run_config import RunConfig
 
 #: The metrics of PML's AccuracyCalculator that a run is measured by, with the names that tables give them.
 METRICS = {
@@ -35,7 +35,7 @@ class Result:
         seconds: wall time of training and evaluation, since the last start if the run was resumed.
     """
 
-    run: Run
+    run: RunConfig
     best_epoch: int
     validation: dict[str, float]
     test: dict[str, float] | None
@@ -63,4 +63,4 @@ class Result:
     def load(cls, path: Path) -> "Result":
         """The result that :meth:`save` wrote down."""
         fields = json.loads(path.read_text())
-        return cls(**{**fields, "run": Run(**fields["run"])})
+        return cls(**{**fields, "run": RunConfig(**fields["run"])})

@@ -18,8 +18,8 @@ import faiss
 import torch
 from tqdm import tqdm
 
-from .result import Result
-from .run_config import Run
+from .result import Result, Split
+from .run_config import RunConfig
 from .train import MakeLoss, cross_batch_loss, train
 
 
@@ -28,10 +28,10 @@ class RunStopped(Exception):
 
 
 def run_all(
-    runs: Sequence[Run],
+    runs: Sequence[RunConfig],
     folder: str | Path,
     jobs: int = 1,
-    evaluate_test: bool = True,
+    split: Split = "test",
     make_loss: MakeLoss = cross_batch_loss,
 ) -> list[Result]:
     """Train runs, each in a folder of its own below ``folder``, with one progress bar over all of them.
@@ -45,7 +45,7 @@ def run_all(
         folder: the folder of the runs' folders, which bear the runs' names.
         jobs: how many to train at once; more than one take a process each, so the script that calls this has
             to guard its main part with ``if __name__ == "__main__"``.
-        evaluate_test, make_loss: see :func:`~pml_xbml.comparison.train.train`. Processes import
+        split, make_loss: see :func:`~pml_xbml.comparison.train.train`. Processes import
             ``make_loss`` by its name.
 
     Returns:
@@ -60,16 +60,14 @@ def run_all(
     folders = [Path(folder) / run.name for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError(f"runs must differ in their names, got {[run.name for run in runs]}")
-    calls = [
-        (run, run_folder, evaluate_test, make_loss) for run, run_folder in zip(runs, folders, strict=True)
-    ]
+    calls = [(run, run_folder, split, make_loss) for run, run_folder in zip(runs, folders, strict=True)]
     num_batches = sum(run.iterations for run in runs)
     if jobs == 1:
         return _train_here(calls, num_batches)
     return _train_in_processes(calls, num_batches, min(jobs, len(calls)))
 
 
-_Call = tuple[Run, Path, bool, MakeLoss]
+_Call = tuple[RunConfig, Path, Split, MakeLoss]
 
 
 def _progress_bar(num_batches: int) -> Any:
@@ -150,8 +148,8 @@ def _start_worker(iterations: Any, stop: Event) -> None:
     faiss.omp_set_num_threads(1)
 
 
-def _train_in_worker(run: Run, folder: Path, evaluate_test: bool, make_loss: MakeLoss) -> Result:
-    return train(run, folder, evaluate_test, make_loss, on_iterations=_report_iterations)
+def _train_in_worker(run: RunConfig, folder: Path, split: Split, make_loss: MakeLoss) -> Result:
+    return train(run, folder, split, make_loss, on_iterations=_report_iterations)
 
 
 def _report_iterations(count: int) -> None:

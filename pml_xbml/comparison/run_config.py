@@ -3,37 +3,49 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .loss_table import LOSSES
 
-PLAIN = "plain"
-XML = "xml"
+#: What a run trains with, see :attr:`RunConfig.arm`.
+Arm = Literal["untouched", "plain", "control", "xml"]
 SCHEDULES = ("cosine", "constant")
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """One training run: everything that its result depends on.
+
+    Runs of one seed that differ in their loss alone start from the same weights and see the same batches in
+    the same order.
 
     Args:
         loss: a name of the table ``LOSSES``.
-        variant: "plain", the loss by itself on the unwrapped trunk, or "xml", the cross-batch loss around it.
-        cross_batch_weight: λ of an XML run; None for a plain one.
-        seed: of weights, proxies and batches. Runs of one seed that differ in their variant alone start from
-            the same weights and see the same batches in the same order.
+        cross_batch_weight: λ, the weight of the second term; None for the loss by itself on the plain trunk.
+        control: the second term is its loss on the embeddings themselves, Y in place of Ŷ. Tells what of a
+            gain is due to the second loss rather than to the cross-batch expression.
+        seed: of weights, proxies and batches.
         dataset, root, train_classes, image_size: see :func:`~pml_xbml.comparison.splits.load_splits`.
-        trunk, weights: see :func:`~pml_xbml.comparison.networks.build_network`.
+        trunk, pretrained: see :func:`~pml_xbml.comparison.networks.build_network`.
+        freeze: name of the module of the trunk up to which (included) it is frozen: in evaluation mode and
+            without gradients. Its activations are computed once and shared by the runs of a comparison.
+            "auto" freezes roughly the first two thirds of the trunk's cost; None trains all of it.
+        copies: augmented versions of each training image that frozen stages are computed for.
+        freeze_norms: keep the normalization layers of what is trained in evaluation mode, as is usual in
+            fine-tuning with small batches. None is True with ``pretrained`` or ``freeze``, else False.
         embedding_size: size of the embedding that a linear layer makes of the trunk's output.
         batch_size: both halves together.
         samples_per_class: images of each class in a batch.
-        iterations: batches in all.
+        iterations: batches at most; 0 evaluates the trunk's pooled features as they come, without training.
         iterations_per_epoch: batches between two validations, between which the best is chosen.
-        learning_rate: Adam's, of the trunk without its prototypes.
+        patience: validations in a row without a new best after which the run stops; None never stops it.
+        learning_rate: Adam's, of the trunk without its prototypes. None is 3e-4 with ``pretrained`` or
+            ``freeze``, else 1e-3.
         prototypes_learning_rate: Adam's, of the prototypes. At the rate of a pretrained trunk they would stay
             where they started.
         embedder_learning_rate: Adam's, of the linear layer.
-        schedule: "cosine" (down to zero at the end) or "constant".
+        schedule: "cosine" (down to zero after ``iterations``) or "constant".
         loss_options: more arguments of ``CrossBatchPrototypeLoss``, such as ``{"ridge": 0.5}``; an
             ``expressed_loss`` by its name in the table ``LOSSES``.
         pooling_options: more arguments of ``PrototypePoolingTrunk``, such as ``{"num_prototypes": 128}``.
@@ -46,21 +58,25 @@ class Run:
     """
 
     loss: str = "contrastive"
-    variant: str = PLAIN
     cross_batch_weight: float | None = None
+    control: bool = False
     seed: int = 0
     dataset: str = "glyphs"
     root: str | None = None
     train_classes: int | None = 64
     image_size: int | None = None
     trunk: str = "small"
-    weights: str | None = None
+    pretrained: str | None = None
+    freeze: str | None = None
+    copies: int = 6
+    freeze_norms: bool | None = None
     embedding_size: int = 128
     batch_size: int = 32
     samples_per_class: int = 4
     iterations: int = 800
     iterations_per_epoch: int = 100
-    learning_rate: float = 1e-3
+    patience: int | None = None
+    learning_rate: float | None = None
     prototypes_learning_rate: float = 1e-3
     embedder_learning_rate: float = 1e-3
     schedule: str = "cosine"
@@ -74,32 +90,60 @@ class Run:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if (self.variant == PLAIN) != (self.cross_batch_weight is None):
-            raise ValueError(
-                "cross_batch_weight belongs to XML runs alone: "
-                f"got variant={self.variant!r} with cross_batch_weight={self.cross_batch_weight}"
-            )
         if self.cross_batch_weight is not None and not 0 <= self.cross_batch_weight <= 1:
             raise ValueError(f"cross_batch_weight must lie between 0 and 1, got {self.cross_batch_weight}")
-        if (
-            self.iterations_per_epoch < 1
-            or self.iterations < 1
-            or self.iterations % self.iterations_per_epoch
-        ):
+        if self.control and self.cross_batch_weight is None:
             raise ValueError(
-                "iterations must be a positive multiple of iterations_per_epoch, "
-                f"got {self.iterations} and {self.iterations_per_epoch}"
+                "control must come with a cross_batch_weight, the weight of its second loss, got None"
             )
+        per_epoch = self.iterations_per_epoch
+        if self.iterations < 0 or per_epoch < 1 or self.iterations % per_epoch:
+            raise ValueError(
+                "iterations must be a multiple of iterations_per_epoch, or 0 for no training, "
+                f"got {self.iterations} and {per_epoch}"
+            )
+        for name in ("copies", "patience"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+
+    @property
+    def arm(self) -> Arm:
+        """ "untouched" (no training), "plain" (the loss by itself), "control" or "xml"."""
+        if self.iterations == 0:
+            return "untouched"
+        if self.cross_batch_weight is None:
+            return "plain"
+        return "control" if self.control else "xml"
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether training starts from weights that are to be kept near where they are."""
+        return self.pretrained is not None or self.freeze is not None
+
+    @property
+    def trunk_learning_rate(self) -> float:
+        """``learning_rate``, with its default filled in."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 3e-4 if self.is_fine_tuning else 1e-3
+
+    @property
+    def freezes_norms(self) -> bool:
+        """``freeze_norms``, with its default filled in."""
+        return self.is_fine_tuning if self.freeze_norms is None else self.freeze_norms
 
     @property
     def epochs(self) -> int:
-        """How often the run is validated."""
+        """How often the run is validated, at most."""
         return self.iterations // self.iterations_per_epoch
 
     @property
     def name(self) -> str:
         """The name of the run's folder: what differs between the runs of a comparison."""
-        parts = [self.loss, self.variant]
+        if self.arm == "untouched":
+            return f"untouched_seed-{self.seed}"
+        parts = [self.loss, self.arm]
         if self.cross_batch_weight is not None:
             parts.append(f"{self.cross_batch_weight:g}")
         parts += [
@@ -112,24 +156,25 @@ class Run:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> "Run":
+    def from_json(cls, text: str) -> "RunConfig":
         """The run that :meth:`to_json` wrote down."""
         return cls(**json.loads(text))
 
 
-def check_same_run(run: Run, path: Path) -> None:
+def check_same_run(config: RunConfig, folder: Path) -> None:
     """Refuse to go on with a folder in which another run was recorded.
 
     Args:
-        run: the run that is asked for.
-        path: the JSON file of the run that was recorded, if there was one.
+        config: the run that is asked for.
+        folder: the run's folder, which need not be there yet.
 
     Raises:
         ValueError: if they differ; the message names the fields.
     """
+    path = folder / RUN_FILE
     if not path.exists():
         return
-    asked, recorded = json.loads(run.to_json()), json.loads(path.read_text())
+    asked, recorded = json.loads(config.to_json()), json.loads(path.read_text())
     differing = [
         f"{name}={recorded.get(name)!r} (now {asked.get(name)!r})"
         for name in {**recorded, **asked}
@@ -137,6 +182,6 @@ def check_same_run(run: Run, path: Path) -> None:
     ]
     if differing:
         raise ValueError(
-            f"out: {str(path.parent)!r} holds a run with other settings: {', '.join(differing)}; "
-            "give another folder, or the settings that it was started with"
+            f"out must be a new folder, or one of the same settings, got {str(folder)!r}, which holds a run "
+            f"with {', '.join(differing)}"
         )

@@ -23,11 +23,10 @@ from ..trunks import PrototypePoolingTrunk
 from .class_subset import ClassSubset
 from .loss_table import LOSSES
 from .networks import build_network
-from .result import METRICS, PRIMARY_METRIC, Result
-from .run_config import PLAIN, Run, check_same_run
+from .result import METRICS, PRIMARY_METRIC, Result, Split
+from .run_config import RUN_FILE, RunConfig, check_same_run
 from .splits import Splits, load_splits
 
-RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "training.log"
 MODEL_FOLDER = "models"
@@ -37,17 +36,12 @@ PICTURE_FOLDER = "pictures"
 
 EVALUATION_BATCH_SIZE = 128
 
-#: Makes the loss of an XML run from the run, the loss by itself, the wrapped trunk and the embedder.
-MakeLoss = Callable[
-    [Run, losses.BaseMetricLossFunction, PrototypePoolingTrunk, torch.nn.Module], torch.nn.Module
-]
+#: Makes the loss of an XML run from the run, the loss by itself and the wrapped trunk.
+MakeLoss = Callable[[RunConfig, losses.BaseMetricLossFunction, PrototypePoolingTrunk], torch.nn.Module]
 
 
 def cross_batch_loss(
-    run: Run,
-    loss: losses.BaseMetricLossFunction,
-    trunk: PrototypePoolingTrunk,
-    embedder: torch.nn.Module,
+    run: RunConfig, loss: losses.BaseMetricLossFunction, trunk: PrototypePoolingTrunk
 ) -> CrossBatchPrototypeLoss:
     """The XML loss of a run, as its settings have it."""
     options = {"cross_batch_weight": run.cross_batch_weight, "collect_stats": True, **run.loss_options}
@@ -58,9 +52,9 @@ def cross_batch_loss(
 
 
 def train(
-    run: Run,
+    run: RunConfig,
     folder: str | Path,
-    evaluate_test: bool = True,
+    split: Split = "test",
     make_loss: MakeLoss = cross_batch_loss,
     on_iterations: Callable[[int], object] = lambda count: None,
 ) -> Result:
@@ -73,7 +67,8 @@ def train(
         run: what to train.
         folder: the run's own folder. It gets the settings, the result, record-keeper's and TensorBoard's
             records, and the models.
-        evaluate_test: measure the best epoch on the test classes too. Leave them out while choosing settings.
+        split: "test" measures the best epoch on the test classes too; "validation" leaves them alone, as is
+            right while settings are chosen.
         make_loss: makes the loss of runs that are not plain; for studies of other formulations.
         on_iterations: is told how many more iterations are done. What it raises ends the run, which can then
             be resumed.
@@ -85,15 +80,15 @@ def train(
         ValueError: if the folder holds a run with other settings, or the run cannot be trained as asked.
     """
     folder = Path(folder)
-    check_same_run(run, folder / RUN_FILE)
+    check_same_run(run, folder)
     if (folder / RESULT_FILE).exists():
         result = Result.load(folder / RESULT_FILE)
-        if result.test is not None or not evaluate_test:
+        if result.test is not None or split == "validation":
             on_iterations(run.iterations)
             return result
     folder.mkdir(parents=True, exist_ok=True)
     with _printing_to(folder / LOG_FILE):
-        result = _train(run, folder, evaluate_test, make_loss, on_iterations)
+        result = _train(run, folder, split, make_loss, on_iterations)
     result.save(folder / RESULT_FILE)
     return result
 
@@ -110,7 +105,7 @@ class LoadedRun:
         splits: its data.
     """
 
-    run: Run
+    run: RunConfig
     best_epoch: int
     trunk: torch.nn.Module
     embedder: torch.nn.Module
@@ -135,7 +130,7 @@ def load_run(folder: str | Path) -> LoadedRun:
             f"there is no run in {str(folder)!r}: it has no {RUN_FILE}; give a folder below the 'runs' "
             "folder of a demo or comparison"
         )
-    run = Run.from_json((folder / RUN_FILE).read_text())
+    run = RunConfig.from_json((folder / RUN_FILE).read_text())
     best_epoch, suffix = c_f.latest_version(str(folder / MODEL_FOLDER), "trunk_best*.pth", best=True)
     if suffix is None:
         raise ValueError(
@@ -148,7 +143,7 @@ def load_run(folder: str | Path) -> LoadedRun:
 
 
 def _train(
-    run: Run, folder: Path, evaluate_test: bool, make_loss: MakeLoss, on_iterations: Callable[[int], object]
+    run: RunConfig, folder: Path, split: Split, make_loss: MakeLoss, on_iterations: Callable[[int], object]
 ) -> Result:
     started = time.monotonic()
     device = c_f.use_cuda_if_available()
@@ -211,7 +206,7 @@ def _train(
         best = int(np.argmax(by_metric[PRIMARY_METRIC]))
         best_epoch = history["epoch"][best]
         test = None
-        if evaluate_test:
+        if split == "test":
             _load_models(models, f"best{best_epoch}", folder, device)
             tester.test(
                 splits.test, best_epoch, models["trunk"], models["embedder"],
@@ -240,17 +235,17 @@ def _train(
     )
 
 
-def _load_splits(run: Run) -> Splits:
+def _load_splits(run: RunConfig) -> Splits:
     return load_splits(run.dataset, run.root, run.train_classes, run.image_size)
 
 
-def _build_models(run: Run, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _build_models(run: RunConfig, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Trunk and embedder, with the same weights for plain and XML, whose prototypes are drawn apart."""
     _seed_everything(run.seed)
     pooling_options = {"collect_stats": True, **run.pooling_options}
-    wrapped = PrototypePoolingTrunk(build_network(run.trunk, run.weights), **pooling_options)
+    wrapped = PrototypePoolingTrunk(build_network(run.trunk, run.pretrained), **pooling_options)
     embedder = torch.nn.Linear(wrapped.num_features, run.embedding_size)
-    trunk = wrapped.unwrap() if run.variant == PLAIN else wrapped
+    trunk = wrapped.unwrap() if run.arm != "xml" else wrapped
     if device.type == "cpu":
         # There convolutions and poolings take less time so, those of small and mobile networks most.
         trunk.to(memory_format=torch.channels_last)
@@ -258,7 +253,7 @@ def _build_models(run: Run, device: torch.device) -> tuple[torch.nn.Module, torc
 
 
 def _build_trainable(
-    run: Run, train: ClassSubset, make_loss: MakeLoss, device: torch.device
+    run: RunConfig, train: ClassSubset, make_loss: MakeLoss, device: torch.device
 ) -> tuple[dict[str, torch.nn.Module], torch.nn.Module, float | None]:
     trunk, embedder = _build_models(run, device)
     loss: torch.nn.Module = LOSSES[run.loss].build(len(train.classes), run.embedding_size)
@@ -267,12 +262,12 @@ def _build_trainable(
         if run.prototype_images:
             chosen = np.random.default_rng(run.seed).permutation(len(train))[: run.prototype_images]
             cover_radius = trunk.init_prototypes(torch.stack([train[index][0] for index in chosen]))
-        loss = make_loss(run, loss, trunk, embedder)
+        loss = make_loss(run, loss, trunk)
     return {"trunk": trunk, "embedder": embedder}, loss.to(device), cover_radius
 
 
 def _build_optimizers(
-    run: Run, models: dict[str, torch.nn.Module], loss: torch.nn.Module
+    run: RunConfig, models: dict[str, torch.nn.Module], loss: torch.nn.Module
 ) -> dict[str, torch.optim.Optimizer]:
     trunk = models["trunk"]
     prototypes = [trunk.prototypes] if isinstance(trunk, PrototypePoolingTrunk) else []
@@ -282,7 +277,7 @@ def _build_optimizers(
         {"params": prototypes, "lr": run.prototypes_learning_rate},
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "trunk_optimizer": torch.optim.Adam(groups, lr=run.learning_rate),
+        "trunk_optimizer": torch.optim.Adam(groups, lr=run.trunk_learning_rate),
         "embedder_optimizer": torch.optim.Adam(
             models["embedder"].parameters(), lr=run.embedder_learning_rate
         ),
@@ -293,7 +288,7 @@ def _build_optimizers(
     return optimizers
 
 
-def _build_schedulers(run: Run, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+def _build_schedulers(run: RunConfig, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
     if run.schedule == "constant":
         return {}
     return {
@@ -304,7 +299,7 @@ def _build_schedulers(run: Run, optimizers: dict[str, torch.optim.Optimizer]) ->
     }
 
 
-def _build_miners(run: Run) -> dict[str, Any]:
+def _build_miners(run: RunConfig) -> dict[str, Any]:
     build_miner = LOSSES[run.loss].build_miner
     return {} if build_miner is None else {"tuple_miner": build_miner()}
 

@@ -8,7 +8,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .. import monitoring
 from ..trunks import PrototypePoolingTrunk
-from .run_config import PLAIN
 from .train import PICTURE_FOLDER, LoadedRun, cross_batch_loss, load_run
 
 
@@ -45,14 +44,14 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
             are no images.
     """
     loaded = load_run(run_dir)
-    if loaded.run.variant == PLAIN:
+    if loaded.run.arm != "xml":
         raise ValueError(
             f"the run in {str(run_dir)!r} is a plain one, without prototypes to look at; give an XML run"
         )
     assert isinstance(loaded.trunk, PrototypePoolingTrunk)
     name, dataset = _dataset(loaded, images)
     try:
-        loss = cross_batch_loss(loaded.run, ContrastiveLoss(), loaded.trunk, loaded.embedder)
+        loss = cross_batch_loss(loaded.run, ContrastiveLoss(), loaded.trunk)
     except TypeError as error:
         raise ValueError(
             f"the run in {str(run_dir)!r} is one of the ablation, whose formulation "

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from pml_xbml import benchmarker, cli, comparison
 from pml_xbml.cli import commands, main
 from pml_xbml.cli.parser import build_parser
-from pml_xbml.comparison import METRICS, Run, splits
+from pml_xbml.comparison import METRICS, RunConfig, splits
 from pml_xbml.datasets import Glyphs
 from pml_xbml.monitoring.figure_writer import PictureWriter
 
@@ -43,7 +44,10 @@ def settings_of(monkeypatch):
         given = {}
 
         def compare(*arguments):
-            names = ("settings", "losses", "weights", "num_seeds", "out", "jobs", "download", "evaluate_test")
+            names = (
+                *("settings", "losses", "weights", "num_seeds", "out", "jobs", "download", "split"),
+                "control",
+            )
             given.update(zip(names, arguments, strict=True))
             raise Asked
 
@@ -88,10 +92,10 @@ def test_demo_shows_the_table_and_where_everything_is(tmp_path, capsys, monkeypa
 
 def test_demo_is_the_smallest_comparison(settings_of):
     asked = settings_of("demo")
-    assert asked["settings"] == Run()
-    assert (asked["losses"], asked["num_seeds"], asked["out"]) == (["contrastive"], 2, "runs/demo")
-    assert settings_of("demo", "--seed", "5")["settings"] == Run(seed=5)
-    assert settings_of("demo", "--iterations", "30")["settings"] == Run(
+    assert asked["settings"] == RunConfig()
+    assert (asked["losses"], asked["num_seeds"], asked["out"]) == (["contrastive"], 5, "runs/demo")
+    assert settings_of("demo", "--seed", "5")["settings"] == RunConfig(seed=5)
+    assert settings_of("demo", "--iterations", "30")["settings"] == RunConfig(
         iterations=30, iterations_per_epoch=30
     )
 
@@ -106,7 +110,7 @@ def test_compare_on_a_folder(image_folder, tmp_path, capsys, monkeypatch):
         "1",
         "--iterations",
         "2",
-        "--weight",
+        "--cross-batch-weight",
         "0.1",
         "0.3",
     ]
@@ -121,13 +125,15 @@ def test_compare_on_a_folder(image_folder, tmp_path, capsys, monkeypatch):
 def test_compare_options_become_settings(settings_of):
     line = (
         "compare --dataset cub --root /data --download --train-classes 40 --image-size 64 --workers 3 "
-        "--loss triplet proxy_nca --weight 0.1 0.3 --seeds 7 --num-prototypes 32 --trunk resnet18 --weights "
-        "--embedding-size 16 --batch-size 64 --samples-per-class 2 --embedder-learning-rate 0.01 "
-        "--schedule constant --out /out --seed 3 --iterations 500 --iterations-per-epoch 50 --jobs 4 "
-        "--validation-only --no-center-histograms --expressed-loss contrastive"
+        "--loss triplet proxy_nca --cross-batch-weight 0.1 0.3 --seeds 7 --num-prototypes 32 "
+        "--trunk resnet18 --pretrained --embedding-size 16 --batch-size 64 --samples-per-class 2 "
+        "--embedder-learning-rate 0.01 --schedule constant --out /out --seed 3 --iterations 500 "
+        "--iterations-per-epoch 50 --jobs 4 --validation-only --control --freeze layer3 --copies 3 "
+        "--patience 2 "
+        "--no-center-histograms --expressed-loss contrastive"
     )
     asked = settings_of(*line.split())
-    assert asked.pop("settings") == Run(
+    assert asked.pop("settings") == RunConfig(
         dataset="cub",
         root="/data",
         train_classes=40,
@@ -136,13 +142,15 @@ def test_compare_options_become_settings(settings_of):
         pooling_options={"num_prototypes": 32},
         loss_options={"center_histograms": False, "expressed_loss": "contrastive"},
         trunk="resnet18",
-        weights="DEFAULT",
+        pretrained="DEFAULT",
         embedding_size=16,
         batch_size=64,
         samples_per_class=2,
-        learning_rate=1e-5,
         embedder_learning_rate=0.01,
         schedule="constant",
+        freeze="layer3",
+        copies=3,
+        patience=2,
         seed=3,
         iterations=500,
         iterations_per_epoch=50,
@@ -154,19 +162,20 @@ def test_compare_options_become_settings(settings_of):
         "out": "/out",
         "jobs": 4,
         "download": True,
-        "evaluate_test": False,
+        "split": "validation",
+        "control": True,
     }
 
 
 def test_defaults_that_depend_on_other_options(settings_of):
-    assert settings_of("compare")["evaluate_test"]
+    assert settings_of("compare")["split"] == "test"
     assert settings_of("compare")["weights"] is None
     same = settings_of("compare", "--expressed-loss", "same")["settings"]
     assert same.loss_options == {"expressed_loss": None}
-    assert settings_of("compare")["settings"] == Run(train_classes=64)
+    assert settings_of("compare")["settings"] == RunConfig(train_classes=64)
     assert settings_of("compare", "--dataset", "cub")["settings"].train_classes is None
     assert (
-        settings_of("compare", "--weights", "a.pth", "--learning-rate", "0.1")["settings"].learning_rate
+        settings_of("compare", "--pretrained", "a.pth", "--learning-rate", "0.1")["settings"].learning_rate
         == 0.1
     )
 
@@ -181,24 +190,87 @@ def test_every_option_is_explained(command, capsys):
     assert "--" in capsys.readouterr().out
 
 
+def refused(line, capsys):
+    """The one line of text that a command line ends with, which cannot be used."""
+    try:
+        status = main(line)
+    except SystemExit as end:  # argparse's way
+        status = end.code
+    assert status == 2
+    error = capsys.readouterr().err
+    assert re.match(r"pml-xbml( \w+)?: error: ", error)
+    assert error.count("\n") == 1
+    return error
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["compare", "--dataset", "/nowhere"], "dataset: there is no folder '/nowhere'"),
-        (["compare", "--dataset", "cub"], "root: give the folder of cub"),
-        (["compare", "--weight", "2"], "cross_batch_weight must lie between 0 and 1, got 2.0"),
-        (["compare", "--seeds", "0"], "at least one loss, one weight and one seed"),
-        (["compare", "--num-prototypes", "0"], "num_prototypes must be at least 1, got 0"),
-        (["demo", "--iterations", "250"], "multiple of iterations_per_epoch, got 250 and 100"),
+        (["compare", "--dataset", "cub"], "--root: give the folder of cub"),
+        (["compare", "--cross-batch-weight", "2"], "--cross-batch-weight: must be a number between 0 and 1"),
+        (["compare", "--cross-batch-weight", "much"], "must be a number between 0 and 1, got 'much'"),
+        (["compare", "--learning-rate", "0"], "--learning-rate: must be a positive number, got '0'"),
+        (["compare", "--seeds", "0"], "--seeds: must be an integer of at least 1, got '0'"),
+        (["compare", "--seeds", "2.5"], "--seeds: must be an integer of at least 1, got '2.5'"),
+        (["compare", "--num-prototypes", "0"], "--num-prototypes: must be an integer of at least 1, got '0'"),
+        (["compare", "--jobs", "0"], "--jobs: must be an integer of at least 1, got '0'"),
+        (["compare", "--copies", "0"], "--copies: must be an integer of at least 1, got '0'"),
+        (["compare", "--patience", "-1"], "--patience: must be an integer of at least 1, got '-1'"),
+        (["demo", "--iterations", "250"], "--iterations must be a multiple of --iterations-per-epoch"),
+        (["compare", "--trunk", "resnet1800"], "--trunk must be 'small'"),
+        (["compare", "--batch-size", "30"], "--batch-size must be a multiple of 2"),
+        (["compare", "--schedule", "cosin"], "must be one of cosine, constant, got 'cosin'; did you mean"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_a_line(line, message, capsys, tmp_path):
-    assert main([*line, "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("pml-xbml: error: ")
-    assert message in error
-    assert error.count("\n") == 1
+def test_what_cannot_be_used_is_told_in_a_line_and_never_starts(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison.comparison, "run_all", lambda *arguments: pytest.fail("it has started"))
+    monkeypatch.setattr(comparison.comparison, "check_same_run", lambda *arguments: pytest.fail("it looked"))
+    assert message in refused([*line, "--out", str(tmp_path / "out")], capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--los", "triplet"], "unknown: --los; did you mean --loss?"),
+        (["--iteration=5"], "unknown: --iteration; did you mean --iterations?"),
+        (["--weights"], "unknown: --weights"),
+        (["glyphs"], "unknown: glyphs"),
+        (
+            ["--loss", "tripletts"],
+            "must be one of contrastive, triplet, .* got 'tripletts'; did you mean triplet",
+        ),
+        (
+            ["--dataset", "glyph"],
+            "must be one of glyphs, cub, cars196, sop, inshop, or a folder .* mean glyphs?",
+        ),
+        (["--dataset", "/nowhere"], "got '/nowhere', which is no folder"),
+    ],
+)
+def test_misspelt_options_and_names_get_the_nearest(line, message, capsys):
+    assert re.search(message.replace("?", r"\?"), refused(["compare", *line], capsys))
+
+
+def test_options_are_not_abbreviated(capsys):
+    assert "unknown: --see; did you mean --seed?" in refused(["demo", "--see", "3"], capsys)
+    assert "unknown: --vers" in refused(["demo", "--vers"], capsys)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pml-xbml {metadata.version('pml-xbml')}\n"
+
+
+def test_other_settings_in_the_folder_are_told_by_their_options(image_folder, tmp_path, capsys):
+    line = ["compare", "--dataset", str(image_folder), "--out", str(tmp_path), "--seeds", "1", *TINY]
+    folder = tmp_path / "runs" / "contrastive_plain_seed-0"
+    folder.mkdir(parents=True)
+    recorded = RunConfig(dataset=str(image_folder), embedding_size=99)
+    (folder / "run.json").write_text(recorded.to_json())
+    error = refused([*line, "--iterations", "100"], capsys)
+    assert "--embedding-size=99 (now 8)" in error
+    assert "--iterations=800 (now 100)" in error
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pml_xbml.comparison import Run
+from pml_xbml.comparison import METRICS, Result, RunConfig
 from pml_xbml.monitoring.figure_writer import PictureWriter
 
 NUM_CLASSES = 12
@@ -36,7 +36,7 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(image_folder):
     """A run of two seconds: three epochs of two iterations."""
-    return Run(
+    return RunConfig(
         dataset=str(image_folder),
         train_classes=None,
         image_size=16,
@@ -52,4 +52,38 @@ def tiny_run(image_folder):
 
 @pytest.fixture(scope="session")
 def tiny_xml_run(tiny_run):
-    return dataclasses.replace(tiny_run, variant="xml", cross_batch_weight=0.5)
+    return dataclasses.replace(tiny_run, cross_batch_weight=0.5)
+
+
+@pytest.fixture(scope="session")
+def make_result():
+    """Makes a result whose metrics all have one value."""
+
+    def make(seed, test, weight=None, loss="contrastive", validation=0.5, best_epoch=1, **options):
+        run = RunConfig(loss=loss, cross_batch_weight=weight, seed=seed, **options)
+        return Result(
+            run=run,
+            best_epoch=best_epoch,
+            validation=dict.fromkeys(METRICS, validation),
+            test=None if test is None else dict.fromkeys(METRICS, test),
+            history={metric: [validation] for metric in METRICS},
+            cover_radius=None,
+            seconds=1.0,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_results(make_result):
+    """Makes plain results of 50% and XML results that differ from them by what is given."""
+
+    def make(differences, weight=0.1, **options):
+        plain = [make_result(seed, 0.5, **options) for seed in range(len(differences))]
+        xml = [
+            make_result(seed, 0.5 + by, weight, best_epoch=1 + seed % 3, **options)
+            for seed, by in enumerate(differences)
+        ]
+        return plain + xml
+
+    return make

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from pml_xbml.comparison import LOSSES, compare, plan_runs
+from pml_xbml.comparison.paired_results import pair_results
+from pml_xbml.comparison.python_code import python_code
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +20,13 @@ def unbroken(tiny_run, tmp_path_factory):
 def test_plan(tiny_run):
     settings = dataclasses.replace(tiny_run, seed=7, loss_options={"ridge": 0.5})
     runs = plan_runs(settings, ["triplet", "contrastive", "triplet"], [0.1, 0.3], num_seeds=2)
-    assert [(run.seed, run.loss, run.variant, run.cross_batch_weight) for run in runs] == [
-        (seed, loss, variant, weight)
+    assert [(run.seed, run.loss, run.arm, run.cross_batch_weight) for run in runs] == [
+        (seed, loss, arm, weight)
         for seed in (7, 8)
         for loss in ("triplet", "contrastive")
-        for variant, weight in (("plain", None), ("xml", 0.1), ("xml", 0.3))
+        for arm, weight in (("plain", None), ("xml", 0.1), ("xml", 0.3))
     ]
-    assert all(bool(run.loss_options) == bool(run.pooling_options) == (run.variant == "xml") for run in runs)
+    assert all(bool(run.loss_options) == bool(run.pooling_options) == (run.arm == "xml") for run in runs)
     assert len({run.name for run in runs}) == len(runs)
 
 
@@ -54,11 +56,30 @@ def test_with_pretrained_weights_nothing_is_centred(tiny_run, loss):
     assert asked_for.loss_options["center_histograms"]
 
 
+def test_plan_with_a_control(tiny_run):
+    runs = plan_runs(tiny_run, ["triplet"], [0.1, 0.3], num_seeds=1, control=True)
+    assert [(run.arm, run.cross_batch_weight) for run in runs] == [
+        ("plain", None),
+        ("xml", 0.1),
+        ("control", 0.1),
+        ("xml", 0.3),
+        ("control", 0.3),
+    ]
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_plan_of_a_pretrained_network_begins_with_the_network_as_it_is(tiny_run):
+    settings = dataclasses.replace(tiny_run, trunk="resnet18", pretrained="DEFAULT")
+    first, *others = plan_runs(settings, ["triplet"], [0.1], num_seeds=2)
+    assert (first.arm, first.iterations) == ("untouched", 0)
+    assert [run.arm for run in others] == ["plain", "xml", "plain", "xml"]
+
+
 @pytest.mark.parametrize(
     ("losses", "weights", "seeds"), [([], [0.1], 1), (["triplet"], [], 1), (["triplet"], [0.1], 0)]
 )
 def test_nothing_to_compare(tiny_run, losses, weights, seeds):
-    with pytest.raises(ValueError, match=f"at least one loss, one weight and one seed.*seeds={seeds}"):
+    with pytest.raises(ValueError, match=f"at least one loss, one weight and one seed.* and {seeds}"):
         plan_runs(tiny_run, losses, weights, seeds)
 
 
@@ -70,11 +91,27 @@ def test_files(unbroken):
     assert len(list(unbroken.runs_folder.glob("*/tensorboard/events*"))) >= 6
 
 
-def test_text_has_a_table_a_weight_and_the_conclusion(unbroken):
-    first, second, conclusion = str(unbroken).split("\n\n")
+def test_text_has_a_table_a_weight_the_notes_and_the_verdict(unbroken):
+    first, best, second, _, notes, verdict = str(unbroken).split("\n\n")
     assert first.startswith("contrastive, weight 0.1: mean of 2 seed(s)")
+    assert best.startswith("Best on the validation classes, of at most 6 iterations: ")
     assert second.startswith("contrastive, weight 0.5: mean of 2 seed(s)")
-    assert "cannot be told from noise with 2 seed(s)" in conclusion
+    assert "paired t-test" in notes
+    assert "cannot be told from noise with 2 seed(s)" in verdict
+    assert unbroken.report_path.read_text() == f"{unbroken}\n"
+    assert unbroken.winner is None
+
+
+def test_of_five_seeds_the_text_ends_with_the_lines_of_what_won(unbroken):
+    results = [
+        dataclasses.replace(result, run=dataclasses.replace(result.run, seed=seed))
+        for result in unbroken.results
+        for seed in range(5)
+        if result.run.seed == 0
+    ]
+    five = dataclasses.replace(unbroken, results=results, paired_results=pair_results(results))
+    assert five.winner is not None
+    assert str(five).endswith(f"\n\n{python_code(five.winner)}")
 
 
 def test_the_table_repeats(tiny_run, unbroken, tmp_path):
@@ -115,7 +152,7 @@ def test_more_seeds_are_added_to_what_is_there(tiny_run, unbroken, tmp_path):
 
 def test_validation_only_leaves_the_test_classes_alone_until_they_are_asked_for(tiny_run, unbroken, tmp_path):
     arguments = {"weights": [0.1, 0.5], "num_seeds": 2, "out": tmp_path}
-    chosen = compare(tiny_run, **arguments, evaluate_test=False)
+    chosen = compare(tiny_run, **arguments, split="validation")
     assert "test" not in chosen.results_path.read_text().splitlines()[0]
     assert "on the validation classes" in str(chosen)
     assert chosen.differences_path.stat().st_size > 5000

@@ -71,7 +71,7 @@ def test_a_dead_process_is_told_of(runs, tmp_path):
 
 
 def test_test_classes_can_be_left_alone(runs, tmp_path):
-    assert [result.test for result in run_all(runs[:2], tmp_path, evaluate_test=False)] == [None, None]
+    assert [result.test for result in run_all(runs[:2], tmp_path, split="validation")] == [None, None]
 
 
 @pytest.mark.parametrize("jobs", [0, -1])

@@ -44,10 +44,10 @@ def xml_result(tiny_xml_run, tmp_path_factory):
 def test_plain_and_xml_see_the_same_batches_from_the_same_weights(
     tiny_run, tiny_xml_run, tmp_path, seen, loss
 ):
-    train(dataclasses.replace(tiny_run, loss=loss), tmp_path / "plain", evaluate_test=False)
+    train(dataclasses.replace(tiny_run, loss=loss), tmp_path / "plain", split="validation")
     plain_batches = seen.copy()
     seen.clear()
-    train(dataclasses.replace(tiny_xml_run, loss=loss), tmp_path / "xml", evaluate_test=False)
+    train(dataclasses.replace(tiny_xml_run, loss=loss), tmp_path / "xml", split="validation")
     assert len(seen) == len(plain_batches) == tiny_run.iterations
     for plain_batch, xml_batch in zip(plain_batches, seen, strict=True):
         assert torch.equal(plain_batch["images"], xml_batch["images"])
@@ -61,7 +61,7 @@ def test_plain_and_xml_see_the_same_batches_from_the_same_weights(
 @pytest.mark.parametrize("loss", ["contrastive", "proxy_anchor"])
 def test_a_weight_of_zero_trains_what_plain_training_does(tiny_run, tmp_path, loss):
     plain = dataclasses.replace(tiny_run, loss=loss)
-    zero = dataclasses.replace(plain, variant="xml", cross_batch_weight=0.0)
+    zero = dataclasses.replace(plain, cross_batch_weight=0.0)
     plain_result = train(plain, tmp_path / "plain")
     zero_result = train(zero, tmp_path / "zero")
     assert zero_result.history == plain_result.history
@@ -95,7 +95,7 @@ def test_every_loss_of_the_table_trains(tiny_xml_run, tmp_path, loss):
 def test_trunks_of_torchvision_and_timm_train(tiny_run, tiny_xml_run, tmp_path, seen, trunk):
     for run in (tiny_run, tiny_xml_run):
         run = dataclasses.replace(run, trunk=trunk, image_size=32, iterations=2)
-        train(run, tmp_path / run.variant, evaluate_test=False)
+        train(run, tmp_path / run.arm, split="validation")
     assert torch.equal(seen[0]["embeddings"], seen[2]["embeddings"])
     assert not torch.equal(seen[1]["embeddings"], seen[3]["embeddings"])
 
@@ -140,9 +140,9 @@ def test_loaded_run_measures_what_the_run_measured(tiny_xml_run, tmp_path):
 
 
 def test_prototypes_start_from_training_images(tiny_xml_run, tmp_path):
-    chosen = train(tiny_xml_run, tmp_path / "chosen", evaluate_test=False)
+    chosen = train(tiny_xml_run, tmp_path / "chosen", split="validation")
     drawn = train(
-        dataclasses.replace(tiny_xml_run, prototype_images=0), tmp_path / "drawn", evaluate_test=False
+        dataclasses.replace(tiny_xml_run, prototype_images=0), tmp_path / "drawn", split="validation"
     )
     assert 0 < chosen.cover_radius < 2
     assert drawn.cover_radius is None
@@ -154,7 +154,7 @@ def test_the_loss_of_expressed_embeddings_goes_by_its_name(tiny_xml_run):
     options = {"expressed_loss": "triplet", "center_histograms": True}
     run = dataclasses.replace(tiny_xml_run, loss="proxy_nca", loss_options=options)
     pooling = PrototypePooling(4, 2)
-    loss = cross_batch_loss(run, LOSSES["proxy_nca"].build(3, 8), pooling, torch.nn.Identity())
+    loss = cross_batch_loss(run, LOSSES["proxy_nca"].build(3, 8), pooling)
     assert isinstance(loss.expressed_loss, losses.TripletMarginLoss)
     assert loss.center_histograms
     assert run.loss_options == options
@@ -163,7 +163,7 @@ def test_the_loss_of_expressed_embeddings_goes_by_its_name(tiny_xml_run):
 def test_options_reach_loss_and_pooling(tiny_xml_run, tmp_path):
     seen = []
 
-    def make_loss(run, loss, trunk, embedder):
+    def make_loss(run, loss, trunk):
         made = CrossBatchPrototypeLoss(loss, pooling=trunk, cross_batch_weight=0.25, **run.loss_options)
         seen.append((made, trunk))
         return made
@@ -171,7 +171,7 @@ def test_options_reach_loss_and_pooling(tiny_xml_run, tmp_path):
     run = dataclasses.replace(
         tiny_xml_run, loss_options={"ridge": 7.0}, pooling_options={"num_prototypes": 3, "temperature": 0.3}
     )
-    train(run, tmp_path, evaluate_test=False, make_loss=make_loss)
+    train(run, tmp_path, split="validation", make_loss=make_loss)
     [(loss, trunk)] = seen
     assert (loss.ridge, trunk.pooling.num_prototypes, trunk.pooling.temperature) == (7.0, 3, 0.3)
 
@@ -187,7 +187,7 @@ def test_finished_runs_are_read_and_not_repeated(xml_result, tiny_xml_run):
 
 def test_test_classes_can_be_left_alone_and_measured_later(xml_result, tiny_xml_run, tmp_path):
     complete, _ = xml_result
-    without = train(tiny_xml_run, tmp_path, evaluate_test=False)
+    without = train(tiny_xml_run, tmp_path, split="validation")
     assert without.test is None
     assert "TEST" not in "".join(path.name for path in (tmp_path / "records").iterdir())
     counts = []
@@ -204,12 +204,12 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("variant", ["plain", "xml"])
+@pytest.mark.parametrize("arm", ["plain", "xml"])
 @pytest.mark.parametrize("killed_after", [1, 3, 6])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
-    tiny_run, tiny_xml_run, tmp_path, variant, killed_after
+    tiny_run, tiny_xml_run, tmp_path, arm, killed_after
 ):
-    run = tiny_run if variant == "plain" else tiny_xml_run
+    run = tiny_run if arm == "plain" else tiny_xml_run
     unbroken = train(run, tmp_path / "unbroken")
     counts = []
 
@@ -277,7 +277,7 @@ def test_load_run_before_the_first_validation(tiny_run, tmp_path):
 def test_prototypes_have_a_learning_rate_of_their_own(tiny_xml_run, tmp_path, rate):
     starts, trunks = [], []
 
-    def spying_loss(run, loss, trunk, embedder):
+    def spying_loss(run, loss, trunk):
         starts.append(trunk.prototypes.detach().clone())
         trunks.append(trunk)
         return CrossBatchPrototypeLoss(loss, trunk, cross_batch_weight=run.cross_batch_weight)

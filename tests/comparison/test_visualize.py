@@ -10,7 +10,7 @@ from tests.studies.ablation_loss import ablation_loss
 @pytest.fixture(scope="module")
 def xml_folder(tiny_xml_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("xml")
-    train(tiny_xml_run, folder, evaluate_test=False)
+    train(tiny_xml_run, folder, split="validation")
     return folder
 
 
@@ -40,10 +40,10 @@ def test_looks_at_images_of_ones_own(xml_folder, image_folder, tmp_path, flat):
 def test_says_what_is_wrong(xml_folder, tiny_run, tiny_xml_run, tmp_path):
     with pytest.raises(ValueError, match="images: there are none in"):
         look(xml_folder, tmp_path)
-    train(tiny_run, tmp_path / "plain", evaluate_test=False)
+    train(tiny_run, tmp_path / "plain", split="validation")
     with pytest.raises(ValueError, match="is a plain one, without prototypes"):
         look(tmp_path / "plain")
     run = dataclasses.replace(tiny_xml_run, train_classes=6, loss_options={"total": "additive"})
-    train(run, tmp_path / "ablation", evaluate_test=False, make_loss=ablation_loss)
+    train(run, tmp_path / "ablation", split="validation", make_loss=ablation_loss)
     with pytest.raises(ValueError, match=r"one of the ablation, whose formulation .*additive"):
         look(tmp_path / "ablation")

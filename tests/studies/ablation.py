@@ -15,7 +15,7 @@ import numpy as np
 from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.result import PRIMARY_METRIC
 from pml_xbml.comparison.run_all import run_all
-from pml_xbml.comparison.run_config import PLAIN, XML, Run
+from pml_xbml.comparison.run_config import RunConfig
 from pml_xbml.comparison.splits import load_splits
 from pml_xbml.comparison.statistics import paired_t_test
 from tests.studies.ablation_loss import ablation_loss
@@ -36,7 +36,7 @@ class Variant:
         weight: λ; None for plain training.
         loss: options of :class:`~tests.studies.ablation_loss.AblationLoss`.
         pooling: options of ``PrototypePoolingTrunk``.
-        run: other fields of :class:`~pml_xbml.comparison.run_config.Run`.
+        run: other fields of :class:`~pml_xbml.comparison.run_config.RunConfig`.
     """
 
     question: str
@@ -46,12 +46,11 @@ class Variant:
     pooling: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
-    def runs(self, num_seeds: int, first_seed: int = 0, loss: str = Run.loss) -> list[Run]:
+    def runs(self, num_seeds: int, first_seed: int = 0, loss: str = RunConfig.loss) -> list[RunConfig]:
         """One run a seed."""
         return [
-            Run(
+            RunConfig(
                 loss=loss,
-                variant=PLAIN if self.weight is None else XML,
                 cross_batch_weight=self.weight,
                 seed=seed,
                 loss_options=self.loss,
@@ -89,7 +88,6 @@ VARIANTS: Sequence[Variant] = (
     *(Variant("prototypes m =", f"{m}", pooling={"num_prototypes": m}) for m in (8, 16, 32, 128)),
     Variant("prototypes start", "at random", run={"prototype_images": 0}),
     *(Variant("histograms", name, loss={"histograms": name}) for name in ("plain", "centred")),
-    Variant("histograms", "after the embedder", loss={"histograms_of": "embedded"}),
     Variant("prior", "running", loss={"prior": "running"}),
     Variant("Ŷ compared with", "Y", loss={"compared": "embeddings"}),
     Variant("gradient through the fit", "stopped", loss={"fit_gradient": False}),
@@ -136,14 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="numbers of the variants to train, as the table has them (default: all)",
     )
-    parser.add_argument("--loss", choices=list(LOSSES), default=Run.loss, help="ℓ (default: %(default)s)")
+    parser.add_argument(
+        "--loss", choices=list(LOSSES), default=RunConfig.loss, help="ℓ (default: %(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     options = parser.parse_args(arguments)
     print(
         "| | | | validation MAP@R | against plain | 95% | seeds won |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
-    load_splits(Run.dataset, train_classes=Run.train_classes)  # once, for all processes to share
+    load_splits(RunConfig.dataset, train_classes=RunConfig.train_classes)  # once, for all processes to share
     references = {_plain_partner(VARIANTS[number]).folder for number in options.only}
     scores: dict[str, list[float]] = {}
     for number, variant in enumerate(VARIANTS):
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             variant.runs(options.seeds, options.first_seed, options.loss),
             options.out / variant.folder,
             options.jobs,
-            evaluate_test=False,
+            split="validation",
             make_loss=ablation_loss,
         )
         scores[variant.folder] = [100 * result.validation[PRIMARY_METRIC] for result in results]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_xbml import functional
 from pml_xbml.comparison.loss_table import LOSSES
-from pml_xbml.comparison.run_config import Run
+from pml_xbml.comparison.run_config import RunConfig
 from pml_xbml.trunks import PrototypePoolingTrunk
 
 
@@ -20,14 +20,11 @@ class AblationLoss(torch.nn.Module):
     Args:
         loss: ℓ.
         trunk: whose histograms to use.
-        embedder: the linear layer between trunk and loss, for ``histograms_of="embedded"``.
         weight: λ.
         num_classes: of the training data, for ``targets="proxies"``.
         embedding_size: D, likewise.
         ridge: ε.
         total: (1 − λ)ℓ(Y) + λℓ(Ŷ), or ℓ(Y) + λℓ(Ŷ).
-        histograms_of: the trunk's local features, or what the embedder makes of them and of the prototypes.
-            It is linear, so the embedding is the average of embedded local features.
         histograms: L2-normalised, as they are, or centred on the batch's mean and then normalised.
         prior: zero, or the mean of the last batch's two fits.
         compared: Ŷ with Ŷ, or Ŷ as queries with Y as references.
@@ -46,14 +43,12 @@ class AblationLoss(torch.nn.Module):
         self,
         loss: torch.nn.Module,
         trunk: PrototypePoolingTrunk,
-        embedder: torch.nn.Module,
         weight: float,
         num_classes: int,
         embedding_size: int,
         iterations: int,
         ridge: float = 0.05,
         total: Literal["convex", "additive"] = "convex",
-        histograms_of: Literal["features", "embedded"] = "features",
         histograms: Literal["normalized", "plain", "centred"] = "normalized",
         prior: Literal["zero", "running"] = "zero",
         compared: Literal["expressed", "embeddings"] = "expressed",
@@ -70,11 +65,6 @@ class AblationLoss(torch.nn.Module):
         self.expressed_loss = loss if expressed_by == "same" else LOSSES["contrastive"].build(0, 0)
         # In lists, so that what they hold is not trained, saved or moved with the loss.
         self._pooling = [trunk.pooling]
-        self._embedder = [embedder]
-        self.histograms_of = histograms_of
-        self._feature_map: Tensor | None = None
-        if histograms_of == "embedded":
-            trunk.pooling.register_forward_pre_hook(self._keep_feature_map)
         self.weight, self.ridge, self.iterations = weight, ridge, iterations
         self.total, self.histograms, self.prior, self.compared = total, histograms, prior, compared
         self.fit_gradient, self.targets, self.apart, self.schedule = fit_gradient, targets, apart, schedule
@@ -114,23 +104,8 @@ class AblationLoss(torch.nn.Module):
         finally:
             self.loss.requires_grad_(True)
 
-    def _keep_feature_map(self, pooling: torch.nn.Module, inputs: tuple[Tensor]) -> None:
-        (self._feature_map,) = inputs
-
-    def _claim_histograms(self, embeddings: Tensor) -> Tensor:
-        pooling, embedder = self._pooling[0], self._embedder[0]
-        histograms = pooling.histograms_of(embeddings)
-        if self.histograms_of == "features":
-            return histograms
-        assert self._feature_map is not None
-        features = self._feature_map.flatten(2).transpose(1, 2)
-        self._feature_map = None
-        return functional.histograms(
-            embedder(features), embedder(pooling.prototypes), pooling.temperature, pooling.similarity
-        )
-
     def _cross_batch_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Tensor:
-        histograms = self._claim_histograms(embeddings).double()
+        histograms = self._pooling[0].consume_histograms().double()
         if self.histograms == "centred":
             histograms = histograms - histograms.mean(0)
         if self.histograms != "plain":
@@ -156,16 +131,13 @@ class AblationLoss(torch.nn.Module):
         return cross_batch_loss
 
 
-def ablation_loss(
-    run: Run, loss: torch.nn.Module, trunk: PrototypePoolingTrunk, embedder: torch.nn.Module
-) -> AblationLoss:
+def ablation_loss(run: RunConfig, loss: torch.nn.Module, trunk: PrototypePoolingTrunk) -> AblationLoss:
     """The loss of a run of the ablation, for :func:`~pml_xbml.comparison.train.train`."""
     assert run.train_classes is not None
     assert run.cross_batch_weight is not None
     return AblationLoss(
         loss,
         trunk,
-        embedder,
         run.cross_batch_weight,
         run.train_classes,
         run.embedding_size,

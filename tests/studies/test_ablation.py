@@ -12,8 +12,8 @@ def calls(monkeypatch):
     """Stands in for the training: plain runs reach 0.5 and 0.4, the others half a tenth more."""
     calls = []
 
-    def run_all(runs, folder, jobs, evaluate_test, make_loss):
-        assert not evaluate_test
+    def run_all(runs, folder, jobs, split, make_loss):
+        assert split == "validation"
         assert make_loss is ablation_loss
         calls.append(folder.name)
         gain = 0.05 * (runs[0].cross_batch_weight is not None)

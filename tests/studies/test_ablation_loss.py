@@ -22,7 +22,7 @@ def test_with_the_first_choices_it_is_the_loss_of_the_package(trunk):
         loss(trunk(images), LABELS)
         for loss in (
             CrossBatchPrototypeLoss(pml_losses.ContrastiveLoss(), trunk),
-            AblationLoss(pml_losses.ContrastiveLoss(), trunk, torch.nn.Identity(), 0.1, 4, 6, 10),
+            AblationLoss(pml_losses.ContrastiveLoss(), trunk, 0.1, 4, 6, 10),
         )
     ]
     torch.testing.assert_close(*values)
@@ -43,8 +43,8 @@ def test_every_formulation_of_the_ablation_steps_in_a_direction_of_its_own(varia
     torch.manual_seed(1)
     embedder = torch.nn.Linear(6, run.embedding_size)
     formulations = (
-        ablation_loss(run, contrastive, trunk, embedder),
-        AblationLoss(contrastive, trunk, embedder, BASE_WEIGHT, 4, run.embedding_size, run.iterations),
+        ablation_loss(run, contrastive, trunk),
+        AblationLoss(contrastive, trunk, BASE_WEIGHT, 4, run.embedding_size, run.iterations),
     )
     gradients = []
     for formulation in formulations:
@@ -61,7 +61,7 @@ def test_every_formulation_of_the_ablation_steps_in_a_direction_of_its_own(varia
 @pytest.mark.parametrize("proxies", ["trained", "kept"])
 def test_proxies_are_trained_by_the_cross_batch_term_or_not(trunk, proxies):
     base = pml_losses.ProxyNCALoss(num_classes=4, embedding_size=6)
-    loss = AblationLoss(base, trunk, torch.nn.Identity(), 1.0, 4, 6, 10, proxies=proxies)
+    loss = AblationLoss(base, trunk, 1.0, 4, 6, 10, proxies=proxies)
     images = torch.randn(16, 3, 4, 4, requires_grad=True)
     loss(trunk(images), LABELS).backward()
     assert base.proxies.requires_grad

@@ -1,0 +1,111 @@
+"""The pasted lines are run, and make what the run trained with."""
+
+import dataclasses
+
+import pytest
+import torch
+from pytorch_metric_learning import losses as pml_losses
+
+from pml_xbml.comparison import LOSSES, RunConfig
+from pml_xbml.comparison.loss_table import LossSettings
+from pml_xbml.comparison.python_code import python_code
+from pml_xbml.comparison.train import cross_batch_loss
+from pml_xbml.losses import CrossBatchPrototypeLoss
+from pml_xbml.samplers import DisjointClassPairSampler
+from pml_xbml.trunks import PrototypePoolingTrunk
+
+IMAGES = torch.rand(8, 3, 32, 32)
+LABELS = [label for label in range(12) for _ in range(4)]
+
+
+def run_code(config):
+    namespace = {"images": IMAGES, "labels": LABELS}
+    exec(python_code(config), namespace)
+    return namespace
+
+
+def settings_of(module):
+    """The numbers and words that a loss was made with, those of its parts included."""
+    found = {}
+    for name, value in vars(module).items():
+        is_setting = not name.startswith("_") and name not in ("training", "collect_stats")
+        if isinstance(value, (int, float, str)) and is_setting:
+            found[name] = value
+    for name, child in module.named_children():
+        found[name] = (type(child).__name__, settings_of(child))
+    return found
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("arm", ["plain", "xml", "control"])
+def test_the_lines_build_the_loss_of_the_run(loss, arm):
+    table: LossSettings = LOSSES[loss]
+    config = RunConfig(loss=loss, embedding_size=16, samples_per_class=2, batch_size=8)
+    if arm != "plain":
+        config = dataclasses.replace(
+            config,
+            cross_batch_weight=0.4,
+            control=arm == "control",
+            loss_options={"ridge": 0.3, **table.cross_batch_options},
+            pooling_options={"num_prototypes": 8},
+        )
+    made = run_code(config)
+    expected = table.build(12, 16)
+    if arm == "xml":
+        assert isinstance(made["loss"], CrossBatchPrototypeLoss)
+        options = {**config.loss_options, "collect_stats": False}
+        expected = cross_batch_loss(
+            dataclasses.replace(config, loss_options=options), expected, made["trunk"]
+        )
+        assert made["trunk"].prototypes.shape[0] == 8
+    if arm == "control":
+        assert isinstance(made["loss"], pml_losses.MultipleLosses)
+        assert made["loss"].weights == pytest.approx([0.6, 0.4])
+        assert settings_of(made["loss"].losses[0]) == settings_of(expected)
+    else:
+        assert settings_of(made["loss"]) == settings_of(expected)
+        assert [p.shape for p in made["loss"].parameters()] == [p.shape for p in expected.parameters()]
+    assert isinstance(made["trunk"], PrototypePoolingTrunk) == (arm == "xml")
+    assert made["embedder"].weight.shape == (16, made["embedder"].in_features)
+    assert made["embedder"](made["trunk"](IMAGES)).shape == (8, 16)
+    assert ("miner" in made) == (table.build_miner is not None)
+    sampler = made["sampler"]
+    assert isinstance(sampler, DisjointClassPairSampler)
+    assert (sampler.m_per_class, sampler.batch_size) == (2, 8)
+
+
+def test_every_option_of_the_loss_is_written_down():
+    config = RunConfig(cross_batch_weight=0.3)
+    code = python_code(config)
+    assert "    cross_batch_weight=0.3,\n" in code
+    assert "    ridge=0.05,\n" in code
+
+
+@pytest.mark.parametrize(
+    ("trunk", "pretrained", "line"),
+    [
+        ("resnet18", None, "network = torchvision.models.get_model('resnet18', weights=None)"),
+        ("resnet18", "DEFAULT", "network = torchvision.models.get_model('resnet18', weights='DEFAULT')"),
+        ("resnet10t", None, "network = timm.create_model('resnet10t', pretrained=False)"),
+        ("resnet10t", "DEFAULT", "network = timm.create_model('resnet10t', pretrained=True)"),
+        ("small", None, "network = trunks.SmallTrunk()"),
+    ],
+)
+def test_network(trunk, pretrained, line):
+    code = python_code(RunConfig(trunk=trunk, pretrained=pretrained))
+    assert line in code.splitlines()
+    if pretrained is None:
+        assert run_code(RunConfig(trunk=trunk, embedding_size=8))["trunk"](IMAGES).shape[0] == 8
+
+
+def test_weights_of_a_file(tmp_path):
+    from pml_xbml.trunks import SmallTrunk
+
+    network = SmallTrunk()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    config = RunConfig(pretrained=str(tmp_path / "weights.pth"), iterations=0)
+    made = run_code(config)
+    for loaded, saved in zip(made["network"].parameters(), network.parameters(), strict=False):
+        assert torch.equal(loaded, saved)
+    assert made["trunk"](IMAGES).ndim == 2
+    assert not made["trunk"].training
