@@ -46,11 +46,11 @@ def test_without_weights_the_table_has_one_for_each_loss(tiny_run, monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_with_pretrained_weights_nothing_is_centred(tiny_run, loss):
-    pretrained = dataclasses.replace(tiny_run, weights="DEFAULT", loss_options={})
-    _, xml = plan_runs(pretrained, [loss], None, num_seeds=1)
+    pretrained = dataclasses.replace(tiny_run, pretrained="DEFAULT", loss_options={})
+    *_, xml = plan_runs(pretrained, [loss], None, num_seeds=1)
     assert xml.cross_batch_weight == 0.1
     assert not xml.loss_options.get("center_histograms", False)
-    _, asked_for = plan_runs(
+    *_, asked_for = plan_runs(
         dataclasses.replace(pretrained, loss_options={"center_histograms": True}), [loss], None, num_seeds=1
     )
     assert asked_for.loss_options["center_histograms"]
@@ -164,7 +164,7 @@ def test_validation_only_leaves_the_test_classes_alone_until_they_are_asked_for(
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_written(tiny_run, unbroken):
     before = unbroken.results_path.read_bytes()
-    with pytest.raises(ValueError, match=r"holds a run with other settings: embedding_size=8 \(now 4\)"):
+    with pytest.raises(ValueError, match=r"holds a run with embedding_size=8 \(now 4\)"):
         compare(
             dataclasses.replace(tiny_run, embedding_size=4), weights=[0.1], num_seeds=1, out=unbroken.folder
         )
