@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from .paired_results import PairedResults
 from .result import METRICS, PRIMARY_METRIC, Result, Split
+from .run_config import Arm
 
 PLAIN_COLOR = "#555555"
 CONTROL_COLOR = "#b8860b"
@@ -25,11 +26,8 @@ def plot_differences(paired_results: Sequence[PairedResults], path: Path, split:
         path: the PNG file to write.
         split: the classes that the figure is of.
     """
-    lines = [
-        (paired, baseline)
-        for paired in paired_results
-        for baseline in (["plain", "control"] if paired.control else ["plain"])
-    ]
+    baselines: tuple[Arm, ...] = ("plain", "control")
+    lines = [(paired, baseline) for paired in paired_results for baseline in baselines if paired.of(baseline)]
     figure = Figure(figsize=(11, 2.1 + 0.45 * len(lines)), layout="constrained")
     panels = figure.subplots(1, len(METRICS), sharey=True, sharex=True)
     for panel, (metric, name) in zip(panels, METRICS.items(), strict=True):
@@ -73,14 +71,14 @@ def plot_learning_curves(results: Iterable[Result], path: Path) -> None:
         path: the PNG file to write.
     """
     untouched = []
-    by_loss: dict[str, dict[tuple[str, float], list[Result]]] = {}
+    by_loss: dict[str, dict[tuple[Arm, float], list[Result]]] = {}
     for result in results:
         run = result.run
         if run.arm == "untouched":
             untouched.append(100 * result.validation[PRIMARY_METRIC])
         else:
-            arm = (run.arm, run.cross_batch_weight or 0)
-            by_loss.setdefault(run.loss, {}).setdefault(arm, []).append(result)
+            weighted_arm = (run.arm, run.cross_batch_weight or 0)
+            by_loss.setdefault(run.loss, {}).setdefault(weighted_arm, []).append(result)
     columns = min(3, len(by_loss))
     rows = -(-len(by_loss) // columns)
     figure = Figure(figsize=(1 + 4.2 * columns, 0.6 + 3.2 * rows), layout="constrained")
