@@ -63,9 +63,7 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
         dataset,
         Path(run_dir, PICTURE_FOLDER, f"best_epoch_{loaded.best_epoch}_{name}"),
         num_images,
-        ridge=loss.ridge,
-        normalize_histograms=loss.normalize_histograms,
-        center_histograms=loss.center_histograms,
+        loss=loss,
     )
 
 

@@ -52,12 +52,7 @@ class PictureWriter:
         images, labels = sample_images(dataset, self.num_images, tester.data_and_label_getter, collate_fn)
         images = c_f.to_device(images, device=tester.data_device, dtype=tester.dtype)
         view = view_prototypes(trunk, embedder, images, labels, self.token_grid, tester.batch_size)
-        loss = _find_loss(trainer)
-        figures = (
-            draw_pictures(view, None)
-            if loss is None
-            else draw_pictures(view, loss.ridge, loss.normalize_histograms, loss.center_histograms)
-        )
+        figures = draw_pictures(view, _find_loss(trainer))
         writer = self.record_keeper.tensorboard_writer
         for name, figure in figures.items():
             picture = rendered(figure)

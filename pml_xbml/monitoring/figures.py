@@ -1,11 +1,12 @@
 """Pictures of what prototypes are, where they are found and what they are good for.
 
 Each function takes a :class:`~pml_xbml.monitoring.prototype_view.PrototypeView` and gives a matplotlib
-figure that belongs to no window and to no global state.
+figure that belongs to no window and to no global state. A line at its foot says how to read it.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.cluster import hierarchy
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .. import functional
+from ..losses import CrossBatchPrototypeLoss
 from ..trunks._statistics import perplexity
 from .prototype_view import PrototypeView
 
@@ -29,6 +33,10 @@ FloatArray = npt.NDArray[np.float32]
 # Small images are enlarged to at least so many pixels, so that an overlay has room.
 _SMALLEST_SIDE = 96
 _GAP = 6
+# Of the lines at the foot of a figure, in points, and what follows from it.
+_EXPLANATION_SIZE = 8.5
+_CHARACTERS_PER_INCH = 14.5
+_INCHES_PER_LINE = 0.15
 _HARD_COLORS = matplotlib.colormaps["tab10"](np.arange(10))[:, :3]
 _OTHER_COLOR = (0.82, 0.82, 0.82)
 
@@ -42,8 +50,8 @@ def most_used_prototypes(view: PrototypeView, num_prototypes: int = 8, num_image
         num_images: How many images at most in a row, the one with the greatest share first.
 
     Returns:
-        The figure. The brighter the overlay, the greater the prototype's share in the local feature; a row's
-        brightest is its greatest, which the label on the left gives.
+        The figure. The overlay shows the prototype's share in each local feature, from none to the greatest
+        of the row, which the label on the left gives.
     """
     shown = view.use.argsort(descending=True)[:num_prototypes].tolist()
     rows, labels = [], []
@@ -53,11 +61,21 @@ def most_used_prototypes(view: PrototypeView, num_prototypes: int = 8, num_image
         peak = maps.max()
         images = _enlarged(view.images[users])
         rows.append(_overlaid(images, resized_maps(maps / peak, images.shape[-2:])))
-        labels.append(f"prototype {prototype}\n{view.use[prototype]:.1%} of all\nbrightest {peak:.0%}")
+        labels.append(
+            f"prototype {prototype}\nmean share {view.use[prototype]:.1%}\ngreatest share {peak:.0%}"
+        )
     mosaic = _mosaic(rows)
-    figure, axes = _mosaic_figure(mosaic, len(rows), left_margin=1.75)
+    figure, axes = _mosaic_figure(mosaic, len(rows), side_margin=2.6)
     _label_rows(axes, mosaic, labels)
+    scale = figure.colorbar(ScalarMappable(Normalize(0, 1), "inferno"), ax=axes, fraction=0.03, pad=0.01)
+    scale.set_ticks([0, 1], labels=["0", "row's\ngreatest\nshare"], fontsize="small")
     figure.suptitle("The most used prototypes, and the images that use them most")
+    _explain(
+        figure,
+        "A row is a prototype. Color shows its share in each place of an image. Good: a row marks the same "
+        "kind of part in all its images. Rows that mark the empty background are usual: most places are "
+        "background, and prototypes of it come first. Bad: no row marks parts of the objects.",
+    )
     return figure
 
 
@@ -90,9 +108,15 @@ def hard_assignment_maps(view: PrototypeView, num_images: int = 12, images_per_r
     ]
     if len(ranked) > len(colored):
         legend.append(Patch(facecolor=_OTHER_COLOR, label=f"{len(ranked) - len(colored)} others"))
-    figure, _ = _mosaic_figure(mosaic, -(-len(chosen) // images_per_row), left_margin=0)
+    figure, _ = _mosaic_figure(mosaic, -(-len(chosen) // images_per_row), side_margin=1.4)
     figure.suptitle("The prototype that each local feature matches best")
-    figure.legend(handles=legend, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
+    figure.legend(handles=legend, loc="outside right center", fontsize="small", frameon=False)
+    _explain(
+        figure,
+        "Beside each image: in each place, the color of the prototype that matches best. Good: the same part "
+        "has the same color in all images, and images of different classes differ in their colors. Bad: one "
+        "color nearly everywhere, or no pattern.",
+    )
     return figure
 
 
@@ -119,6 +143,11 @@ def prototype_use(view: PrototypeView) -> Figure:
     axes.set_title(f"Prototype use: perplexity {perplexity(view.use):.1f} of {len(use)}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    _explain(
+        figure,
+        "Good: the line falls slowly and most bars are above zero, so that many prototypes are in use "
+        "(perplexity is their number if all were used equally). Bad: a few tall bars, and none at the right.",
+    )
     return figure
 
 
@@ -144,23 +173,22 @@ def prototype_similarities(view: PrototypeView) -> Figure:
     axes.set_xlabel("prototype")
     axes.set_ylabel("prototype")
     axes.set_title("Cosines between prototypes")
+    _explain(
+        figure,
+        "Good: dark red on the diagonal alone, so that the prototypes differ; light red elsewhere is usual "
+        "behind a ReLU. Bad: dark blocks off the diagonal, which are prototypes that do the work of one.",
+    )
     return figure
 
 
-def expressed_and_actual_embeddings(
-    view: PrototypeView,
-    ridge: float = 0.05,
-    normalize_histograms: bool = True,
-    center_histograms: bool = False,
-) -> Figure:
+def expressed_and_actual_embeddings(view: PrototypeView, loss: CrossBatchPrototypeLoss) -> Figure:
     """The cosines between each sample expressed by the other half's prototypes and each actual embedding.
 
-    The view's images are the batch; it is cut as the loss cuts it, and its embeddings are L2-normalised.
+    The view's images are the batch, and the loss expresses it.
 
     Args:
         view: What to show, of two classes or more.
-        ridge: ε, as the loss has it.
-        normalize_histograms, center_histograms: As the loss has them.
+        loss: The loss; its ``express`` is asked for the embeddings.
 
     Returns:
         The figure. The better the prototypes transfer, the redder the blocks on the diagonal, each a class,
@@ -169,22 +197,16 @@ def expressed_and_actual_embeddings(
     Raises:
         ValueError: if all images are of one class.
     """
-    first_half = functional.class_disjoint_halves(view.labels)
-    if first_half.all():
+    if len(view.labels.unique()) < 2:
         raise ValueError(
-            f"the {len(view.labels)} images are all of class {view.labels[0].item()}, and two halves without "
-            "a class in common need two classes"
+            f"view must be of two classes or more, got {len(view.labels)} images of class "
+            f"{view.labels[0].item()}: two halves without a class in common need two classes"
         )
+    expressed, first_half = loss.express(view.embeddings, view.labels, view.histograms)
     order = np.lexsort((view.labels.numpy(), ~first_half.numpy())).tolist()
     labels, first_half = view.labels[order], first_half[order]
     embeddings = functional.l2_normalize(view.embeddings[order].double())
-    histograms = functional.prepare_histograms(
-        view.histograms[order].double(), normalize_histograms, center_histograms
-    )
-    expressed = functional.cross_batch_expression(
-        histograms, embeddings, ridge, functional.Halves(first_half)
-    )
-    cosines = functional.l2_normalize(expressed) @ embeddings.T
+    cosines = functional.l2_normalize(expressed[order].double()) @ embeddings.T
 
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
@@ -203,6 +225,12 @@ def expressed_and_actual_embeddings(
     axes.set_xlabel("actual embeddings")
     axes.set_ylabel("expressed by the other half's prototypes")
     axes.set_title("Expressed against actual embeddings")
+    _explain(
+        figure,
+        "Thin lines part the classes, thick lines the halves. Good: red squares on the diagonal, so that a "
+        "sample expressed by classes it does not belong to is still closest to its own class. Bad: whole "
+        "columns of one color (every sample is expressed alike), or pale all over.",
+    )
     return figure
 
 
@@ -243,9 +271,9 @@ def _mosaic(rows: Sequence[Tensor]) -> FloatArray:
     return grid.reshape(grid.shape[0] * grid.shape[1], -1, 3).clamp(0, 1).numpy()[:-_GAP, :-_GAP]
 
 
-def _mosaic_figure(mosaic: FloatArray, num_rows: int, left_margin: float) -> tuple[Figure, Axes]:
+def _mosaic_figure(mosaic: FloatArray, num_rows: int, side_margin: float) -> tuple[Figure, Axes]:
     inches_per_pixel = num_rows * 1.05 / mosaic.shape[0]
-    size = (mosaic.shape[1] * inches_per_pixel + left_margin, mosaic.shape[0] * inches_per_pixel + 0.6)
+    size = (mosaic.shape[1] * inches_per_pixel + side_margin, mosaic.shape[0] * inches_per_pixel + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic, interpolation="antialiased")
@@ -253,6 +281,14 @@ def _mosaic_figure(mosaic: FloatArray, num_rows: int, left_margin: float) -> tup
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     return figure, axes
+
+
+def _explain(figure: Figure, text: str) -> None:
+    """Puts how to read a figure at its foot, in lines that fit its width."""
+    characters = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
+    lines = textwrap.wrap(text, characters)
+    figure.set_figheight(figure.get_figheight() + _INCHES_PER_LINE * len(lines))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=_EXPLANATION_SIZE, color="0.25")
 
 
 def _label_rows(axes: Axes, mosaic: FloatArray, labels: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..checkpoint import preserved_random_state
+from ..losses import CrossBatchPrototypeLoss
 from . import figures
 from .prototype_view import PrototypeView, view_prototypes
 
@@ -27,9 +28,7 @@ def look(
     dataset: Dataset[Any],
     folder: str | os.PathLike[str],
     num_images: int = 64,
-    ridge: float = 0.05,
-    normalize_histograms: bool = True,
-    center_histograms: bool = False,
+    loss: CrossBatchPrototypeLoss | None = None,
     token_grid: tuple[int, int] | None = None,
 ) -> list[Path]:
     """Makes the pictures of a trained trunk, for any set of images.
@@ -40,8 +39,7 @@ def look(
         dataset: ``(image, label)`` items, images as the trunk takes them.
         folder: Where the PNG files go; made if it is not there.
         num_images: How many images to look at, at most.
-        ridge: ε, as the loss has it.
-        normalize_histograms, center_histograms: As the loss has them.
+        loss: The loss that the trunk was trained with; one with its defaults if left out.
         token_grid: Rows and columns of the tokens, for trunks that pool tokens; a square if left out.
 
     Returns:
@@ -53,10 +51,8 @@ def look(
     images, labels = sample_images(dataset, num_images)
     device = next(trunk.parameters()).device
     view = view_prototypes(trunk, embedder, images.to(device), labels, token_grid)
-    return [
-        save_picture(rendered(figure), Path(folder) / f"{name}.png")
-        for name, figure in draw_pictures(view, ridge, normalize_histograms, center_histograms).items()
-    ]
+    drawn = draw_pictures(view, CrossBatchPrototypeLoss() if loss is None else loss)
+    return [save_picture(rendered(figure), Path(folder) / f"{name}.png") for name, figure in drawn.items()]
 
 
 def sample_images(
@@ -84,7 +80,7 @@ def sample_images(
     """
     size = len(dataset)
     if size == 0:
-        raise ValueError("dataset is empty, so there is nothing to look at")
+        raise ValueError("dataset must hold at least one image, got an empty one")
     run_length = min(_IMAGES_IN_A_ROW, num_images)
     starts = np.linspace(0, size - run_length, num_images // run_length).round().astype(int)
     runs = np.unique(starts[:, None] + np.arange(run_length))
@@ -95,19 +91,13 @@ def sample_images(
     return images, torch.as_tensor(labels)
 
 
-def draw_pictures(
-    view: PrototypeView,
-    ridge: float | None,
-    normalize_histograms: bool = True,
-    center_histograms: bool = False,
-) -> dict[str, Figure]:
+def draw_pictures(view: PrototypeView, loss: CrossBatchPrototypeLoss | None) -> dict[str, Figure]:
     """All pictures of a view.
 
     Args:
         view: What to show.
-        ridge: ε of the loss; None where no :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` is trained with,
-            and nothing is expressed.
-        normalize_histograms, center_histograms: As the loss has them.
+        loss: Whose expression of the batch to show; None where none is trained with, and nothing is
+            expressed.
 
     Returns:
         The figures by name. Expressed embeddings are left out of a view of one class.
@@ -118,10 +108,8 @@ def draw_pictures(
         "prototype_use": figures.prototype_use(view),
         "prototype_similarities": figures.prototype_similarities(view),
     }
-    if ridge is not None and len(view.labels.unique()) > 1:
-        drawn["expressed_and_actual_embeddings"] = figures.expressed_and_actual_embeddings(
-            view, ridge, normalize_histograms, center_histograms
-        )
+    if loss is not None and len(view.labels.unique()) > 1:
+        drawn["expressed_and_actual_embeddings"] = figures.expressed_and_actual_embeddings(view, loss)
     return drawn
 
 

@@ -1,12 +1,15 @@
+import re
+
 import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
 
-from pml_xbml import functional
+from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.monitoring import figures
 from pml_xbml.monitoring.prototype_view import PrototypeView
 from pml_xbml.monitoring.visualize import rendered
+from pml_xbml.trunks import PrototypePooling
 
 NUM_IMAGES, NUM_PROTOTYPES, SIDE = 12, 5, 96
 
@@ -50,8 +53,8 @@ def test_most_used_prototypes_are_in_order_with_their_best_images(view):
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     use = view.assignments.mean((0, 2, 3))
     first, second = use.argsort(descending=True)[:2].tolist()
-    assert labels[0].startswith(f"prototype {first}\n{use[first]:.1%} of all")
-    assert labels[1].startswith(f"prototype {second}\n{use[second]:.1%} of all")
+    assert labels[0].startswith(f"prototype {first}\nmean share {use[first]:.1%}\ngreatest share ")
+    assert labels[1].startswith(f"prototype {second}\nmean share {use[second]:.1%}\ngreatest share ")
 
     shown = tiles(shown_image(figure))
     assert shown.shape[:2] == (2, 4)
@@ -117,8 +120,18 @@ def test_prototype_similarities_are_cosines(view):
     np.testing.assert_allclose(np.sort(shown.flatten()), np.sort(expected.flatten()), atol=1e-6)
 
 
+DRAW = [
+    figures.most_used_prototypes,
+    figures.hard_assignment_maps,
+    figures.prototype_use,
+    figures.prototype_similarities,
+    lambda view: figures.expressed_and_actual_embeddings(view, CrossBatchPrototypeLoss()),
+]
+
+
 @pytest.mark.parametrize("num_prototypes", [1, 2])
-def test_few_prototypes(num_prototypes):
+@pytest.mark.parametrize("draw", DRAW)
+def test_few_prototypes(num_prototypes, draw):
     view = PrototypeView(
         images=torch.rand(2, 3, 8, 8),
         labels=torch.arange(2),
@@ -126,23 +139,29 @@ def test_few_prototypes(num_prototypes):
         embeddings=torch.randn(2, 4),
         prototypes=torch.randn(num_prototypes, 6),
     )
-    for draw in (
-        figures.most_used_prototypes,
-        figures.hard_assignment_maps,
-        figures.prototype_use,
-        figures.prototype_similarities,
-        figures.expressed_and_actual_embeddings,
-    ):
-        assert rendered(draw(view)).ndim == 3
+    assert rendered(draw(view)).ndim == 3
+
+
+@pytest.mark.parametrize("draw", DRAW)
+def test_every_figure_says_at_its_foot_how_to_read_it(view, draw):
+    figure = draw(view)
+    assert re.search("Good: .* Bad: ", figure.get_supxlabel().replace("\n", " "))
+    figure.draw_without_rendering()
+    for text in figure.texts:
+        if text.get_text() == figure.get_supxlabel():
+            extent = text.get_window_extent()
+            assert extent.x0 >= 0
+            assert extent.x1 <= figure.bbox.x1
+            assert extent.y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
 
 
 def test_expressed_and_actual_embeddings(view):
-    figure = figures.expressed_and_actual_embeddings(view, ridge=0.3)
+    loss = CrossBatchPrototypeLoss(pooling=PrototypePooling(6, NUM_PROTOTYPES))
+    figure = figures.expressed_and_actual_embeddings(view, loss)
     # Classes 0 and 1 are the first half of the batch, 2 and 3 the second.
-    histograms = torch.nn.functional.normalize(view.assignments.mean((2, 3)).double())
+    expressed, first_half = loss.express(view.embeddings, view.labels, view.histograms)
+    assert first_half.tolist() == [True] * 6 + [False] * 6
     embeddings = torch.nn.functional.normalize(view.embeddings.double())
-    fits = [functional.ridge_fit(histograms[h], embeddings[h], 0.3) for h in (slice(0, 6), slice(6, 12))]
-    expressed = torch.cat([histograms[:6] @ fits[1], histograms[6:] @ fits[0]])
     expected = torch.nn.functional.normalize(expressed) @ embeddings.T
     np.testing.assert_allclose(shown_image(figure), expected, atol=1e-9)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["first half", "second half"]
@@ -150,8 +169,8 @@ def test_expressed_and_actual_embeddings(view):
     assert set(thickest.get_xdata()) | set(thickest.get_ydata()) >= {5.5}
 
     one_class = PrototypeView(**{**vars(view), "labels": torch.full((NUM_IMAGES,), 7)})
-    with pytest.raises(ValueError, match="are all of class 7"):
-        figures.expressed_and_actual_embeddings(one_class)
+    with pytest.raises(ValueError, match="two classes or more, got 12 images of class 7"):
+        figures.expressed_and_actual_embeddings(one_class, loss)
 
 
 def test_nothing_is_left_in_pyplot(view):

@@ -87,5 +87,5 @@ def test_takes_pmls_getter_and_collate_function():
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(ValueError, match="dataset is empty"):
+    with pytest.raises(ValueError, match="dataset must hold at least one image, got an empty one"):
         sample_images(dataset_of([]), 4)
