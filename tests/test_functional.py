@@ -338,6 +338,153 @@ class TestCrossBatchExpression:
         assert (got - expected).norm() / expected.norm() < 1e-3
 
 
+class TestIntercept:
+    """Against sklearn's ``Ridge(fit_intercept=True)``, whose α is ours times the histograms' variance."""
+
+    sizes = pytest.mark.parametrize(("num_samples", "num_prototypes"), [(20, 3), (20, 40)])
+    halves = pytest.mark.parametrize(
+        "in_first", [None, torch.arange(20) % 3 == 0, torch.arange(20) < 2], ids=["middle", "mixed", "two"]
+    )
+
+    def fit(self, z, y, ridge):
+        alpha = ridge * ((z - z.mean(0)) ** 2).sum(1).mean()
+        return Ridge(alpha=alpha.item(), fit_intercept=True, solver="svd").fit(z.numpy(), y.numpy())
+
+    def expression(self, z, y, ridge, in_first):
+        in_first = torch.arange(len(z)) < len(z) // 2 if in_first is None else in_first
+        expressed = torch.empty_like(y)
+        for half in (in_first, ~in_first):
+            fit = self.fit(z[~half], y[~half], ridge)
+            expressed[half] = torch.from_numpy(fit.predict(z[half].numpy())) - y[~half].mean(0)
+        return expressed
+
+    @sizes
+    @pytest.mark.parametrize("ridge", [1e-3, 0.05, 10.0])
+    def test_fit_equals_sklearn(self, num_samples, num_prototypes, ridge):
+        z, y = simplex(num_samples, num_prototypes), 5 + double(num_samples, 4)
+        expected = torch.from_numpy(self.fit(z, y, ridge).coef_.T)
+        fitted = functional.ridge_fit(z, y, ridge, intercept=True)
+        torch.testing.assert_close(fitted, expected, rtol=1e-8, atol=1e-9)
+
+    def test_fit_with_a_prior_is_a_minimum(self):
+        z, y, prior = simplex(9, 5), 5 + double(9, 3), double(5, 3)
+        fitted = functional.ridge_fit(z, y, 0.05, prior, intercept=True)
+        z, y = z - z.mean(0), y - y.mean(0)
+        alpha = 0.05 * z.square().sum(1).mean()
+        stationarity = z.T @ (z @ fitted - y) + alpha * (fitted - prior)
+        torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
+
+    @sizes
+    @halves
+    @pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+    def test_expression_equals_sklearn_fits_of_the_two_halves(
+        self, num_samples, num_prototypes, in_first, scale
+    ):
+        z, y = scale * simplex(num_samples, num_prototypes), 5 + double(num_samples, 4)
+        got = functional.cross_batch_expression(z, y, 0.05, functional.Halves(in_first), intercept=True)
+        expected = self.expression(z, y, 0.05, in_first)
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+    @pytest.mark.parametrize("num_prototypes", [2, 8])
+    @pytest.mark.parametrize("in_first", [None, torch.tensor([True, False, False, True, False, True])])
+    def test_expression_passes_gradcheck(self, num_prototypes, in_first):
+        halves = functional.Halves(in_first)
+        z, y = simplex(6, num_prototypes).requires_grad_(), double(6, 2, requires_grad=True)
+        assert torch.autograd.gradcheck(
+            lambda z, y: functional.cross_batch_expression(z, y, 0.05, halves, intercept=True), (z, y)
+        )
+
+    @pytest.mark.parametrize("num_prototypes", [2, 8])
+    def test_fit_passes_gradcheck(self, num_prototypes):
+        z, y = simplex(5, num_prototypes).requires_grad_(), double(5, 2, requires_grad=True)
+        prior = double(num_prototypes, 2, requires_grad=True)
+        assert torch.autograd.gradcheck(
+            lambda z, y, prior: functional.ridge_fit(z, y, 0.05, prior, intercept=True), (z, y, prior)
+        )
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_computed_in_float32_under_autocast(self, dtype):
+        z, y = simplex(20, 5).to(dtype), (5 + double(20, 4)).to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = functional.cross_batch_expression(z, y, 0.05, intercept=True)
+        expected = self.expression(z.double(), y.double(), 0.05, None)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected.to(dtype), rtol=1e-2, atol=1e-3)
+
+    @pytest.mark.parametrize("num_prototypes", [2, 8])
+    @pytest.mark.parametrize("noise", [0, 1e-7])
+    @pytest.mark.parametrize("in_first", [None, torch.arange(6) < 3, torch.arange(6) < 1])
+    def test_a_half_without_variance_expresses_by_zeros_and_gets_finite_gradients(
+        self, num_prototypes, noise, in_first
+    ):
+        z, y = simplex(6, num_prototypes).float(), torch.randn(6, 3, requires_grad=True)
+        z[:3] = z[0] * (1 + noise * torch.randn(3, 1))
+        z.requires_grad_()
+        expressed = functional.cross_batch_expression(z, y, 0.05, functional.Halves(in_first), intercept=True)
+        second = slice(1, None) if in_first is not None and in_first.sum() == 1 else slice(3, None)
+        assert torch.equal(expressed[second], torch.zeros_like(expressed[second]))
+        for gradient in torch.autograd.grad(expressed.square().sum(), (z, y)):
+            assert gradient.abs().max() < 1e4
+
+    def test_silenced_histograms_give_zeros_and_finite_gradients(self):
+        z, y = torch.zeros(6, 4, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+        expressed = functional.cross_batch_expression(z, y, 0.05, intercept=True)
+        assert torch.equal(expressed, torch.zeros(6, 3))
+        for gradient in torch.autograd.grad(expressed.sum(), (z, y)):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+    def test_a_batch_of_one_class_gives_zeros(self):
+        halves = functional.Halves(torch.ones(6, dtype=torch.bool))
+        expressed = functional.cross_batch_expression(simplex(6, 4), double(6, 3), 0.05, halves, True)
+        assert torch.equal(expressed, torch.zeros_like(expressed))
+
+
+class TestTransferR2:
+    @TestIntercept.halves
+    def test_equals_the_definition(self, in_first):
+        z, y = simplex(20, 3), 5 + double(20, 4)
+        halves = functional.Halves(in_first)
+        expressed = functional.cross_batch_expression(z, y, 0.05, halves, intercept=True)
+        for got, rows, ours in zip(
+            functional.transfer_r2(expressed, y, halves),
+            halves.split(y),
+            halves.split(expressed),
+            strict=True,
+        ):
+            deviation = rows - rows.mean(0)
+            expected = 1 - (deviation - ours).square().sum() / deviation.square().sum()
+            torch.testing.assert_close(got, expected)
+
+    @TestIntercept.halves
+    def test_is_one_for_an_exact_fit_and_zero_for_a_useless_one(self, in_first):
+        halves, y = functional.Halves(in_first), 5 + double(20, 4)
+        exact = torch.empty_like(y)
+        members = torch.arange(20) < 10 if in_first is None else in_first
+        for half in (members, ~members):
+            exact[half] = y[half] - y[half].mean(0)
+        torch.testing.assert_close(functional.transfer_r2(exact, y, halves), torch.ones(2).double())
+        useless = functional.transfer_r2(torch.zeros_like(y), y, halves)
+        torch.testing.assert_close(useless, torch.zeros(2).double())
+
+    def test_of_a_linear_relation_approaches_one(self):
+        z = simplex(40, 3)
+        y = 7 + z @ double(3, 4)
+        expressed = functional.cross_batch_expression(z, y, 1e-6, intercept=True)
+        # The halves' means differ, and ȳ is not added: what is left is that difference.
+        middle = y[:20].mean(0) - y[20:].mean(0)
+        expected = 1 - 20 * middle.square().sum() / torch.stack(
+            [(half - half.mean(0)).square().sum() for half in (y[:20], y[20:])]
+        )
+        torch.testing.assert_close(functional.transfer_r2(expressed, y), expected, rtol=1e-4, atol=1e-4)
+
+    def test_is_zero_for_embeddings_that_are_all_alike(self):
+        y = torch.ones(6, 3, requires_grad=True)
+        r2 = functional.transfer_r2(torch.randn(6, 3), y)
+        assert torch.equal(r2, torch.zeros(2))
+        (gradient,) = torch.autograd.grad(r2.sum(), y)
+        assert torch.equal(gradient, torch.zeros(6, 3))
+
+
 class TestClassDisjointHalves:
     def test_keeps_the_halves_of_a_batch_that_has_them(self):
         assert functional.class_disjoint_halves(torch.tensor([7, 7, 1, 9, 2, 2])).tolist() == [

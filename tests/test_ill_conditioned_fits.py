@@ -153,3 +153,35 @@ def test_halves_of_one_and_the_same_histogram_do_not_spoil_the_gradients(seed):
     _, *second = problem(128, 256, 1, 1.0, seed + 10)
     errors = relative_errors_of_the_expression((distinct, *first), (distinct, *second), ridge=1e-6)
     assert max(errors) < REACH
+
+
+@pytest.mark.parametrize("concentration", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize(("num_samples", "num_prototypes"), [(128, 256), (128, 16), (16, 16)])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-4, 0.05])
+def test_relative_error_of_a_fit_with_an_intercept_stays_small(
+    num_samples, num_prototypes, concentration, ridge
+):
+    """Of float32 embeddings whose mean is ten times their deviation, against autograd in float64."""
+    halves = [problem(num_samples, num_prototypes, 16, concentration, seed) for seed in (0, 1)]
+    z = torch.from_numpy(np.concatenate([half[0][half[1]] for half in halves])).requires_grad_()
+    y = (10 + torch.from_numpy(np.concatenate([half[2] for half in halves]))).requires_grad_()
+    upstream = torch.randn_like(y)
+    computed = functional.cross_batch_expression(z, y, ridge, intercept=True)
+    gradients = torch.autograd.grad(computed, (z, y), upstream)
+
+    precise_z, precise_y = (values.detach().double().requires_grad_() for values in (z, y))
+    expected = []
+    for fitted, other in (
+        (slice(num_samples, None), slice(num_samples)),
+        (slice(num_samples), slice(num_samples, None)),
+    ):
+        mean = precise_z[fitted].mean(0)
+        centered, targets = precise_z[fitted] - mean, precise_y[fitted] - precise_y[fitted].mean(0)
+        scale = centered.square().sum(1).mean().rsqrt()
+        rows = scale * centered
+        dual = rows @ rows.T + ridge * torch.eye(num_samples, dtype=torch.float64)
+        expected.append(scale * (precise_z[other] - mean) @ (rows.T @ torch.linalg.solve(dual, targets)))
+    expected = torch.cat(expected)
+    expected_gradients = torch.autograd.grad(expected, (precise_z, precise_y), upstream.double())
+    for ours, theirs in zip((computed, *gradients), (expected, *expected_gradients), strict=True):
+        assert (ours.double() - theirs).norm() / theirs.norm() < REACH
