@@ -46,7 +46,7 @@ MODULES = {
 
 
 def collects_stats_by_default() -> bool:
-    """PML's default of ``collect_stats`` for all its modules, where PML is in use; it is not imported for this.
+    """PML's default of ``collect_stats`` for all its modules, where PML is in use; PML is not imported here.
 
     Version 3: removed with the recorded statistics.
     """

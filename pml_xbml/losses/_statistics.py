@@ -1,4 +1,4 @@
-"""What the records tell of the fit: how well a half is expressed by its own prototypes and by the other's."""
+"""Records of the fit: how much of a half its own prototypes explain, and how much the other half's."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from .. import functional
 
 
 class ExpressionStatistics(NamedTuple):
-    """Scalars; errors are means over the two halves.
+    """Scalars. With R² = 1 − ‖Y_k − Ŷ_k‖² / ‖Y_k − ȳ_k‖², a mean over the two halves:
 
     Attributes:
-        fit_error: ‖Z_k A_k − Y_k‖ / ‖Y_k‖, a half expressed by its own prototypes.
-        expression_error: ‖Z_k A_l − Y_k‖ / ‖Y_k‖, a half expressed by the other's.
-        transfer_gap: the second less the first: what does not transfer to other classes.
+        fit_r2: R² of a half expressed by its own prototypes, Ŷ_k = Z_k A_k; 1 for a perfect fit.
+        transfer_r2: R² of a half expressed by the other's prototypes. 0 is no better than the mean, and what
+            it lies below ``fit_r2`` does not transfer to other classes.
         condition_number: of the system that is solved, ZᵀZ + εI or ZZᵀ + εI; the larger one of the halves.
     """
 
-    fit_error: Tensor
-    expression_error: Tensor
-    transfer_gap: Tensor
+    fit_r2: Tensor
+    transfer_r2: Tensor
     condition_number: Tensor
 
 
@@ -46,23 +45,19 @@ def expression_statistics(
     """
     pairs = list(zip(halves.split(histograms.double()), halves.split(embeddings.double()), strict=True))
     fitted = [functional.ridge_fit(*pair, ridge) for pair in pairs]
-    fit_error = torch.stack([_relative_error(*pair, own) for pair, own in zip(pairs, fitted, strict=True)])
-    expression_error = torch.stack(
-        [_relative_error(*pair, other) for pair, other in zip(pairs, reversed(fitted), strict=True)]
-    )
-    condition_number = torch.stack([_condition_number(pair[0], ridge) for pair in pairs])
+    fit_r2 = [_r2(*pair, own) for pair, own in zip(pairs, fitted, strict=True)]
+    transfer_r2 = [_r2(*pair, other) for pair, other in zip(pairs, reversed(fitted), strict=True)]
+    condition_number = [_condition_number(sources, ridge) for sources, _ in pairs]
     return ExpressionStatistics(
-        fit_error.mean(),
-        expression_error.mean(),
-        (expression_error - fit_error).mean(),
-        condition_number.max(),
+        torch.stack(fit_r2).mean(), torch.stack(transfer_r2).mean(), torch.stack(condition_number).max()
     )
 
 
-def _relative_error(histograms: Tensor, embeddings: Tensor, fitted_prototypes: Tensor) -> Tensor:
-    residual = functional.express(histograms, fitted_prototypes) - embeddings
-    smallest = torch.finfo(embeddings.dtype).tiny
-    return torch.linalg.matrix_norm(residual) / torch.linalg.matrix_norm(embeddings).clamp(min=smallest)
+def _r2(histograms: Tensor, embeddings: Tensor, fitted_prototypes: Tensor) -> Tensor:
+    """0 for embeddings that are all alike, which have no variance to explain."""
+    unexplained = (embeddings - functional.express(histograms, fitted_prototypes)).square().sum()
+    variation = (embeddings - embeddings.mean(0)).square().sum()
+    return torch.where(variation > 0, 1 - unexplained / torch.where(variation > 0, variation, 1), 0)
 
 
 def _condition_number(histograms: Tensor, ridge: float) -> Tensor:

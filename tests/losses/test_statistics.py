@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 
 from pml_xbml import functional
 from pml_xbml.losses._statistics import expression_statistics
@@ -11,16 +12,20 @@ def reference(histograms, embeddings, ridge, first_half):
     halves = [(histograms[half].numpy(), embeddings[half].numpy()) for half in (first_half, ~first_half)]
     fits = [Ridge(alpha=ridge, fit_intercept=False).fit(*half) for half in halves]
 
-    def error(fit, half):
-        return np.linalg.norm(fit.predict(half[0]) - half[1]) / np.linalg.norm(half[1])
+    def mean_r2(fits):
+        predicted = [fit.predict(sources) for fit, (sources, _) in zip(fits, halves, strict=True)]
+        return np.mean(
+            [
+                r2_score(targets, values, multioutput="variance_weighted")
+                for values, (_, targets) in zip(predicted, halves, strict=True)
+            ]
+        )
 
-    fit_error = np.mean([error(fits[0], halves[0]), error(fits[1], halves[1])])
-    expression_error = np.mean([error(fits[1], halves[0]), error(fits[0], halves[1])])
     systems = []
     for sources, _ in halves:
         gram = sources.T @ sources if len(sources) >= sources.shape[1] else sources @ sources.T
         systems.append(np.linalg.cond(gram + ridge * np.eye(len(gram))))
-    return fit_error, expression_error, expression_error - fit_error, max(systems)
+    return mean_r2(fits), mean_r2(fits[::-1]), max(systems)
 
 
 @pytest.mark.parametrize(("num_samples", "num_prototypes"), [(12, 3), (12, 20)])
@@ -40,6 +45,8 @@ def test_cuts_in_the_middle_without_a_mask():
     assert cut == expression_statistics(histograms, embeddings, 0.1, functional.Halves(torch.arange(8) < 4))
 
 
-def test_embeddings_of_zero_give_finite_numbers():
-    statistics = expression_statistics(torch.rand(8, 3), torch.zeros(8, 4), 0.1)
-    assert all(value.isfinite() for value in statistics)
+@pytest.mark.parametrize("value", [0, 3])
+def test_embeddings_that_are_all_alike_have_no_variance_to_explain(value):
+    statistics = expression_statistics(torch.rand(8, 3), torch.full((8, 4), value).float(), 0.1)
+    assert (statistics.fit_r2, statistics.transfer_r2) == (0, 0)
+    assert statistics.condition_number.isfinite()
