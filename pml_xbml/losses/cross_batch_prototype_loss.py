@@ -75,6 +75,9 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             compares samples with samples, such as ``ContrastiveLoss()``: proxies live among actual
             embeddings, where a sample expressed by the other half looks like the other half's classes. It
             sees all tuples, since a miner's are mined for ℓ, and must have no parameters of its own.
+        intercept: fit the deviations of Y and Z from the fitted half's own means, as ordinary ridge
+            regression does, and compare deviations, Ŷ_1 = (Z_1 − z̄_2) A_2. ε is then relative to the variance
+            of the histograms, which enter as they are: ``normalize_histograms`` does not apply.
         **kwargs: ``embedding_regularizer``, ``embedding_reg_weight`` and ``collect_stats``, as every loss of
             pytorch-metric-learning takes them. The records of ``collect_stats`` are the two terms, as they
             enter the loss; the share of batches without two classes so far; and the
@@ -105,6 +108,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         normalize_histograms: bool = True,
         center_histograms: bool = False,
         expressed_loss: torch.nn.Module | None = None,
+        intercept: bool = False,
         **kwargs: Any,
     ) -> None:
         check_options(kwargs, type(self))
@@ -115,6 +119,11 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             raise ValueError(f"cross_batch_weight must lie in [0, 1], got {cross_batch_weight}")
         if not 0 < ridge < math.inf:
             raise ValueError(f"ridge must be positive and finite, got {ridge}")
+        if intercept and center_histograms:
+            raise ValueError(
+                "center_histograms must be False with an intercept, which centers each half by itself, got "
+                "True"
+            )
         loss = pml_losses.ContrastiveLoss() if loss is None else loss
         check_base_loss(loss)
         if expressed_loss is not None:
@@ -131,6 +140,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         self.ridge = ridge
         self.normalize_histograms = normalize_histograms
         self.center_histograms = center_histograms
+        self.intercept = intercept
         self._pooling = None if pooling is None else PoolingReference(pooling)
         self._messages_given: set[str] = set()
         self.num_batches = 0
@@ -296,7 +306,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         if self.expressed_loss is not None:
             terms = base_loss_terms(self.expressed_loss, embeddings, labels, None)
         expressed = {
-            normalizes: self._express(embeddings, histograms, halves, normalizes)
+            normalizes: self._express(embeddings, histograms, halves, normalizes, self.collect_stats)
             for normalizes in {term.normalizes_embeddings for term in terms}
         }
         return _sum(
@@ -309,23 +319,28 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         )
 
     def _express(
-        self, embeddings: Tensor, histograms: Tensor, halves: functional.Halves, normalizes: bool = True
+        self,
+        embeddings: Tensor,
+        histograms: Tensor,
+        halves: functional.Halves,
+        normalizes: bool = True,
+        collect_stats: bool = False,
     ) -> Tensor:
         """Ŷ in the dtype of Y: the formulation, for the loss and for pictures."""
         # float16 has too few digits to be normalised in; float32 is enough.
         targets = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         if normalizes:
             targets = functional.l2_normalize(targets)
-        sources = functional.prepare_histograms(
-            (targets if histograms is embeddings else histograms).double(),
-            self.normalize_histograms,
-            self.center_histograms,
-        )
-        if self.collect_stats:
-            statistics = expression_statistics(sources, targets.double(), self.ridge, halves)
+        sources = (targets if histograms is embeddings else histograms).double()
+        if not self.intercept:
+            sources = functional.prepare_histograms(
+                sources, self.normalize_histograms, self.center_histograms
+            )
+        if collect_stats:
+            statistics = expression_statistics(sources, targets, self.ridge, halves, self.intercept)
             for name, value in statistics._asdict().items():
                 setattr(self, name, value)
-        expressed = functional.cross_batch_expression(sources, targets, self.ridge, halves)
+        expressed = functional.cross_batch_expression(sources, targets, self.ridge, halves, self.intercept)
         return expressed.to(embeddings.dtype)
 
     @torch.no_grad()
@@ -338,8 +353,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             histograms: Z, (B, m).
 
         Returns:
-            Ŷ, (B, D), in float64 and made of L2-normalised embeddings; and which samples are the first half,
-            (B,) bool.
+            Ŷ, (B, D), in float64 and made of L2-normalised embeddings, with an intercept deviations from the
+            other half's mean; and which samples are the first half, (B,) bool.
         """
         in_first = functional.class_disjoint_halves(labels)
         return self._express(embeddings.double(), histograms, functional.Halves(in_first)), in_first

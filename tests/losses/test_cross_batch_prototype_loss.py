@@ -65,6 +65,23 @@ class TestFormula:
         )
         torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
 
+    @pytest.mark.parametrize("first_half", [LABELS < 2, LABELS % 2 == 0], ids=["in the middle", "dealt"])
+    def test_value_with_an_intercept(self, first_half):
+        embeddings, histograms = batch()
+        labels = torch.where(first_half, torch.arange(16) % 2, 2 + torch.arange(16) % 2)
+        base = losses.ContrastiveLoss()
+        y = torch.nn.functional.normalize(embeddings)
+        expressed = torch.empty_like(y)
+        for side in (first_half, ~first_half):
+            z = histograms.detach()[~side]
+            model = Ridge(alpha=0.05 * z.var(0, correction=0).sum().item())
+            model.fit(z.numpy(), y.detach()[~side].numpy())
+            predicted = torch.from_numpy(model.predict(histograms.detach()[side].numpy()))
+            expressed[side] = predicted - y.detach()[~side].mean(0)
+        expected = 0.9 * base(embeddings, labels) + 0.1 * base(expressed, labels)
+        loss = CrossBatchPrototypeLoss(losses.ContrastiveLoss(), intercept=True)
+        torch.testing.assert_close(loss(embeddings, labels, histograms=histograms), expected)
+
     def test_embeddings_enter_the_fit_as_the_distance_sees_them(self):
         embeddings, histograms = batch()
         base = losses.TripletMarginLoss(distance=distances.LpDistance(normalize_embeddings=False))
@@ -81,9 +98,10 @@ class TestFormula:
         expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
         torch.testing.assert_close(CrossBatchPrototypeLoss()(embeddings, LABELS), expected)
 
-    def test_gradient_by_gradcheck(self):
+    @pytest.mark.parametrize("intercept", [False, True])
+    def test_gradient_by_gradcheck(self, intercept):
         embeddings, histograms = batch()
-        loss = CrossBatchPrototypeLoss(losses.NCALoss(), cross_batch_weight=0.5)
+        loss = CrossBatchPrototypeLoss(losses.NCALoss(), cross_batch_weight=0.5, intercept=intercept)
         assert torch.autograd.gradcheck(lambda y, z: loss(y, LABELS, histograms=z), (embeddings, histograms))
 
     def test_sub_losses_are_weighted_and_add_up(self):
@@ -575,6 +593,20 @@ class TestPooling:
         assert sum("stands for itself" in record.message for record in caplog.records) == 1
 
 
+class TestExpress:
+    @pytest.mark.parametrize("intercept", [False, True])
+    def test_is_what_the_loss_compares_and_leaves_the_records_alone(self, intercept):
+        embeddings, histograms = batch()
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, intercept=intercept, collect_stats=True)
+        value = loss(embeddings, LABELS, histograms=histograms)
+        recorded = loss.transfer_r2
+        expressed, first_half = loss.express(embeddings, LABELS, histograms)
+        assert torch.equal(first_half, LABELS < 2)
+        torch.testing.assert_close(losses.ContrastiveLoss()(expressed, LABELS), value)
+        loss.express(embeddings.flip(0), LABELS, histograms)
+        assert loss.transfer_r2 is recorded
+
+
 class TestDealtClasses:
     """Batches whose first and second half share a class: other halves are made, and one warning says so."""
 
@@ -650,6 +682,11 @@ class TestBadInput:
             ),
             ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance.* got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
+            (
+                {"intercept": True, "center_histograms": True},
+                ValueError,
+                "center_histograms must be False with an intercept, .* got True",
+            ),
             ({"weight": 0.3}, TypeError, "got weight. Did you mean cross_batch_weight?"),
             ({"k": 3}, TypeError, r"among loss, pooling, .*, collect_stats, got k$"),
             ({"embedding_reg": 1}, TypeError, "got embedding_reg. Did you mean embedding_reg_weight?"),

@@ -8,12 +8,23 @@ from pml_xbml import functional
 from pml_xbml.losses._statistics import expression_statistics
 
 
-def reference(histograms, embeddings, ridge, first_half):
+def reference(histograms, embeddings, ridge, first_half, intercept=False):
     halves = [(histograms[half].numpy(), embeddings[half].numpy()) for half in (first_half, ~first_half)]
-    fits = [Ridge(alpha=ridge, fit_intercept=False).fit(*half) for half in halves]
+    # With an intercept the ridge is relative to the variance.
+    alphas = [ridge * (z.var(0).sum() if intercept else 1) for z, _ in halves]
+    fits = [
+        Ridge(alpha=alpha, fit_intercept=intercept).fit(*half)
+        for alpha, half in zip(alphas, halves, strict=True)
+    ]
 
-    def mean_r2(fits):
+    def mean_r2(fits, fitted_halves):
         predicted = [fit.predict(sources) for fit, (sources, _) in zip(fits, halves, strict=True)]
+        if intercept:
+            # Deviations are compared: the fitted half's mean gives way to that of the half that is expressed.
+            predicted = [
+                values - fitted_half[1].mean(0) + targets.mean(0)
+                for values, fitted_half, (_, targets) in zip(predicted, fitted_halves, halves, strict=True)
+            ]
         return np.mean(
             [
                 r2_score(targets, values, multioutput="variance_weighted")
@@ -22,20 +33,22 @@ def reference(histograms, embeddings, ridge, first_half):
         )
 
     systems = []
-    for sources, _ in halves:
+    for alpha, (sources, _) in zip(alphas, halves, strict=True):
+        sources = sources - sources.mean(0) * intercept
         gram = sources.T @ sources if len(sources) >= sources.shape[1] else sources @ sources.T
-        systems.append(np.linalg.cond(gram + ridge * np.eye(len(gram))))
-    return mean_r2(fits), mean_r2(fits[::-1]), max(systems)
+        systems.append(np.linalg.cond(gram + alpha * np.eye(len(gram))))
+    return mean_r2(fits, halves), mean_r2(fits[::-1], halves[::-1]), max(systems)
 
 
 @pytest.mark.parametrize(("num_samples", "num_prototypes"), [(12, 3), (12, 20)])
-def test_is_what_scikit_learn_gives(num_samples, num_prototypes):
+@pytest.mark.parametrize("intercept", [False, True])
+def test_is_what_scikit_learn_gives(num_samples, num_prototypes, intercept):
     histograms = torch.rand(num_samples, num_prototypes, dtype=torch.float64)
     embeddings = torch.randn(num_samples, 4, dtype=torch.float64)
     first_half = torch.arange(num_samples) % 3 == 0
-    statistics = expression_statistics(histograms, embeddings, 0.05, functional.Halves(first_half))
+    statistics = expression_statistics(histograms, embeddings, 0.05, functional.Halves(first_half), intercept)
     assert [value.item() for value in statistics] == pytest.approx(
-        reference(histograms, embeddings, 0.05, first_half)
+        reference(histograms, embeddings, 0.05, first_half, intercept)
     )
 
 
@@ -50,3 +63,17 @@ def test_embeddings_that_are_all_alike_have_no_variance_to_explain(value):
     statistics = expression_statistics(torch.rand(8, 3), torch.full((8, 4), value).float(), 0.1)
     assert (statistics.fit_r2, statistics.transfer_r2) == (0, 0)
     assert statistics.condition_number.isfinite()
+
+
+def test_histograms_that_are_all_alike_explain_nothing():
+    statistics = expression_statistics(torch.ones(8, 3), torch.randn(8, 4), 0.1, intercept=True)
+    assert (statistics.fit_r2, statistics.transfer_r2) == (0, 0)
+    assert statistics.condition_number == 1
+
+
+def test_the_transfer_is_that_of_functional():
+    histograms, embeddings = torch.rand(8, 3), torch.randn(8, 4)
+    expressed = functional.cross_batch_expression(histograms, embeddings, 0.1, intercept=True)
+    expected = functional.transfer_r2(expressed, embeddings).mean()
+    statistics = expression_statistics(histograms, embeddings, 0.1, intercept=True)
+    torch.testing.assert_close(statistics.transfer_r2.float(), expected)
