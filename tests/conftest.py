@@ -1,5 +1,6 @@
 import random
 import threading
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -25,6 +26,18 @@ def pytest_ignore_collect(collection_path, config):
     """Benchmarks measure, they do not test: they run with --benchmark-only, and alone."""
     is_benchmark = collection_path.name == "benchmarks"
     return True if is_benchmark and not config.getoption("benchmark_only") else None
+
+
+#: Folders whose tests take seconds each, or have a set-up that does.
+SLOW_FOLDERS = {"benchmarker", "examples", "parallel"}
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m "not slow"` leaves these folders out."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePooling
 
+pytestmark = pytest.mark.slow
+
 REQUESTED_CASES = os.environ.get("PML_XBML_FUZZ_CASES")
 fuzzed = settings(
     max_examples=int(REQUESTED_CASES or 2000),

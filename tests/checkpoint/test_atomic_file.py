@@ -38,6 +38,7 @@ def test_an_interrupt_that_torch_save_hides_stays_one(tmp_path):
     assert not (tmp_path / "file").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_a_killed_process_leaves_the_former_file(tmp_path, step):
     (tmp_path / "file").write_bytes(b"whole")

@@ -68,6 +68,7 @@ class FewGlyphs(Glyphs):
         self.labels, self.images = kept, self.images[: len(kept)]
 
 
+@pytest.mark.slow
 def test_demo_shows_the_table_and_where_everything_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(splits.datasets, "Glyphs", FewGlyphs)
     monkeypatch.setattr(splits, "_load_small_glyphs", splits._load_small_glyphs.__wrapped__)
@@ -100,6 +101,7 @@ def test_demo_is_the_smallest_comparison(settings_of):
     )
 
 
+@pytest.mark.slow
 def test_compare_on_a_folder(image_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(PictureWriter, "write", lambda *args: None)  # the demo draws pictures enough
     line = [
@@ -310,6 +312,7 @@ def run_in_a_session_of_its_own(line):
     raise SystemExit(main(line))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c_keeps_what_was_recorded(image_folder, tmp_path, jobs):
     line = ["compare", "--dataset", str(image_folder), "--out", str(tmp_path), *TINY, "--jobs", jobs]
@@ -331,6 +334,7 @@ def test_ctrl_c_keeps_what_was_recorded(image_folder, tmp_path, jobs):
     assert (first_run / "records" / "loss_histories.csv").is_file()
 
 
+@pytest.mark.slow
 def test_module_can_be_run():
     done = subprocess.run(
         [sys.executable, "-m", "pml_xbml.cli", "--help"], capture_output=True, text=True, check=True

@@ -120,6 +120,7 @@ def test_the_table_repeats(tiny_run, unbroken, tmp_path):
     assert again.results_path.read_bytes() == unbroken.results_path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("jobs", "moment"),
     [(1, "contrastive_xml_0.1_*seed-0/models/trunk_best*.pth"), (2, "contrastive_plain_seed-1/run.json")],

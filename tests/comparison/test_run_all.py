@@ -31,6 +31,7 @@ def runs(tiny_run, tiny_xml_run):
     return [tiny_run, tiny_xml_run, dataclasses.replace(tiny_xml_run, seed=1)]
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_does(runs, tmp_path):
     one = run_all(runs, tmp_path / "one")
     assert [result.run for result in one] == runs
@@ -58,12 +59,14 @@ def test_threads_are_as_before(runs, tmp_path):
         faiss.omp_set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_failing_run_ends_them_all_with_its_error(runs, tmp_path, jobs):
     with pytest.raises(ValueError, match="no loss for seed 0"):
         run_all(runs, tmp_path, jobs=jobs, make_loss=failing_loss)
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_told_of(runs, tmp_path):
     with pytest.raises(ChildProcessError, match=r"a training process died.* fewer jobs"):
         run_all(runs, tmp_path, jobs=2, make_loss=dying_loss)
@@ -74,6 +77,7 @@ def test_test_classes_can_be_left_alone(runs, tmp_path):
     assert [result.test for result in run_all(runs[:2], tmp_path, split="validation")] == [None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [0, -1])
 def test_jobs(runs, tmp_path, jobs):
     with pytest.raises(ValueError, match=f"jobs must be at least 1, got {jobs}"):
@@ -99,6 +103,7 @@ def children_of(pid):
         return [int(child) for child in file.read().split()]
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tiny_run, tmp_path):
     long_runs = [dataclasses.replace(tiny_run, seed=seed, iterations=100_000) for seed in range(2)]
     parent = multiprocessing.get_context("fork").Process(target=run_all, args=(long_runs, tmp_path, 2))

@@ -49,12 +49,14 @@ def changes():
     return json.loads(completed.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing(changes):
     num_names, by_importing, _ = changes
     assert num_names > 1000
     assert by_importing == []
 
 
+@pytest.mark.slow
 def test_registering_adds_the_two_names_and_no_other(changes):
     _, _, by_registering = changes
     assert by_registering == [
