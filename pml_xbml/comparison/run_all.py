@@ -7,6 +7,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -70,16 +71,57 @@ def run_all(
 _Call = tuple[RunConfig, Path, Split, MakeLoss]
 
 
-def _progress_bar(num_batches: int) -> Any:
-    return tqdm(total=num_batches, unit="batch", smoothing=0.05, mininterval=0.5)
+#: The time that all runs take is estimated from this many batches.
+BATCHES_OF_ESTIMATE = 50
+
+
+class _ProgressBar:
+    """One bar over all runs, which tells after the first batches how long all of them will take."""
+
+    def __init__(self, num_runs: int, num_batches: int) -> None:
+        self.num_runs = num_runs
+        self.bar = tqdm(total=num_batches, unit="batch", smoothing=0.05, mininterval=0.5)
+        self.num_timed = 0
+        self.started: float | None = None
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def show_runs(self, num_done: int) -> None:
+        """Tell how many runs are done."""
+        done = num_done == self.num_runs
+        if done:
+            self.bar.total = self.bar.n  # runs that stopped early leave batches over
+        self.bar.set_description(f"{num_done} of {self.num_runs} runs done", refresh=done)
+
+    def update(self, count: int) -> None:
+        """Count batches. What a run trained earlier comes in one number, which is not timed."""
+        self.bar.update(count)
+        if count != 1 or self.num_timed > BATCHES_OF_ESTIMATE:
+            return
+        if self.started is None:
+            self.started = time.monotonic()
+            return
+        self.num_timed += 1
+        if self.num_timed == BATCHES_OF_ESTIMATE:
+            self.num_timed += 1
+            seconds = (time.monotonic() - self.started) / BATCHES_OF_ESTIMATE * (self.bar.total - self.bar.n)
+            self.bar.write(
+                f"About {max(1, round(seconds / 60))} minute(s) of training are left, and the validations.",
+                file=self.bar.fp,  # of the start: inside a run sys.stderr is its log
+            )
 
 
 def _train_here(calls: Sequence[_Call], num_batches: int) -> list[Result]:
     results: list[Result] = []
-    with _progress_bar(num_batches) as bar, _one_thread():
+    with _ProgressBar(len(calls), num_batches) as bar, _one_thread():
         for call in calls:
-            bar.set_description(f"{len(results)} of {len(calls)} runs done")
+            bar.show_runs(len(results))
             results.append(train(*call, on_iterations=bar.update))
+        bar.show_runs(len(results))
     return results
 
 
@@ -101,9 +143,13 @@ def _train_in_processes(calls: Sequence[_Call], num_batches: int, jobs: int) -> 
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (iterations, stop))
     futures = [pool.submit(_train_in_worker, *call) for call in calls]
     try:
-        with _progress_bar(num_batches) as bar:
+        with _ProgressBar(len(calls), num_batches) as bar:
             while not all(future.done() for future in futures):
                 _show_progress(bar, iterations, futures)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    bar.update(iterations.get(timeout=0.1))
+            bar.show_runs(len(futures))
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise ChildProcessError(
@@ -122,11 +168,11 @@ def _process_context() -> Any:
     return multiprocessing.get_context("fork" if can_fork else "spawn")
 
 
-def _show_progress(bar: Any, iterations: Any, futures: Sequence["Future[Result]"]) -> None:
+def _show_progress(bar: _ProgressBar, iterations: Any, futures: Sequence["Future[Result]"]) -> None:
     done = [future for future in futures if future.done()]
     for future in done:
         future.result()  # raises what the run raised, which ends them all
-    bar.set_description(f"{len(done)} of {len(futures)} runs done", refresh=False)
+    bar.show_runs(len(done))
     with contextlib.suppress(queue.Empty):
         bar.update(iterations.get(timeout=0.5))
 

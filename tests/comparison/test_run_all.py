@@ -2,6 +2,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import faiss
@@ -18,11 +19,11 @@ def without_seconds(results):
     return [dataclasses.replace(result, seconds=0) for result in results]
 
 
-def failing_loss(run, loss, trunk, embedder):
+def failing_loss(run, loss, trunk):
     raise ValueError(f"no loss for seed {run.seed}")
 
 
-def dying_loss(run, loss, trunk, embedder):
+def dying_loss(run, loss, trunk):
     os._exit(1)
 
 
@@ -145,3 +146,20 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_bar_ends_with_all_runs_done_and_the_time_was_estimated(tiny_run, tmp_path, capfd, monkeypatch, jobs):
+    monkeypatch.setattr(sys.modules["pml_xbml.comparison.run_all"], "BATCHES_OF_ESTIMATE", 3)
+    runs = [dataclasses.replace(tiny_run, seed=seed) for seed in range(2)]
+    run_all(runs, tmp_path, jobs)
+    error = capfd.readouterr().err
+    last = error.rstrip().split("\r")[-1]
+    assert last.startswith("2 of 2 runs done: 100%")
+    assert "12/12" in last
+    assert error.count("minute(s) of training are left") == 1
+    # Read again, nothing is trained or estimated.
+    run_all(runs, tmp_path, jobs)
+    error = capfd.readouterr().err
+    assert "2 of 2 runs done: 100%" in error
+    assert "minute(s)" not in error
