@@ -144,7 +144,7 @@ class PrototypePooling(torch.nn.Module):
             output = histograms.to(features.dtype) @ self.prototypes.to(features.dtype)
         self.histograms = histograms if wants_histograms else None
         if self.collect_stats:
-            self._collect_stats(_as_local_features(features), histograms)
+            self._collect_stats(as_local_features(features), histograms)
         return output
 
     def histograms_of(self, embeddings: Tensor) -> Tensor | None:
@@ -217,7 +217,7 @@ class PrototypePooling(torch.nn.Module):
         _check_floating_point(features)
         if features.ndim != 2:
             self._check_features(features)
-            features = _as_local_features(features).flatten(0, 1)
+            features = as_local_features(features).flatten(0, 1)
         elif features.shape[1] != self.num_features:
             raise ValueError(self._wrong_shape(features))
         features = features.detach().to(self.prototypes)
@@ -254,9 +254,15 @@ class PrototypePooling(torch.nn.Module):
         """
         self._check_features(features)
         assigned = functional.assignments(
-            _as_local_features(features), self.prototypes, self.temperature, self.similarity
+            as_local_features(features), self.prototypes, self.temperature, self.similarity
         )
         return assigned if features.ndim == 3 else assigned.unflatten(2, features.shape[2:])
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        raise TypeError(
+            "torch.jit.script must get a network without prototypes, got a PrototypePooling: put an "
+            "average in its place, or call unwrap() on a PrototypePoolingTrunk, first"
+        )
 
     def extra_repr(self) -> str:
         return (
@@ -297,7 +303,7 @@ def _global_average(feature_maps: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(feature_maps, 1).flatten(1)
 
 
-def _as_local_features(features: Tensor) -> Tensor:
+def as_local_features(features: Tensor) -> Tensor:
     return features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
 
 

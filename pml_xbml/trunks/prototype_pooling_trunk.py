@@ -1,35 +1,31 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._evaluation import evaluation
-from ._known_pools import (
-    Ending,
-    GlobalAverage,
-    PooledFeatures,
-    existing_modules,
-    known_ending,
-    replace_module,
-)
-from ._pool_search import search_ending
-from .prototype_pooling import PrototypePooling
+from ._dropped_head import warn_of_dropped_head
+from ._pool_location import GlobalAverage, PooledFeatures, pooled_by, replace_modules
+from ._pool_search import find_global_pool
+from .prototype_pooling import PrototypePooling, as_local_features
 
 _IMAGES_PER_RUN = 32
+_IMAGES_OF_A_LOADER = 512
 
 
 class PrototypePoolingTrunk(torch.nn.Module):
     """Wraps a backbone, in place, so that it ends in a :class:`PrototypePooling`.
 
-    The global average pool is looked up for the networks of torchvision, timm and pretrainedmodels, and
-    measured for others: a run on noise shows which module averages its input, and what runs after it. What
-    follows the average (norms, hidden layers, auxiliary and final classifiers) is dropped. A network that
-    returns feature maps or tokens is pooled behind its output. With the default output the wrapped trunk in
-    evaluation mode gives bit for bit what the network gives without the dropped modules.
+    The network is run on noise at several sizes, which shows the last module that averages all positions of
+    its input and what runs after it. Networks of torchvision, timm and pretrainedmodels that average by a
+    function call are known. What follows the average (norms, hidden layers, auxiliary and final classifiers)
+    is dropped; a warning names it, unless it is the library's own classifier. A network that returns feature
+    maps or tokens is pooled behind its output. With the default output the wrapped trunk in evaluation mode
+    gives bit for bit what the network gives without the dropped modules.
 
     Vision transformers: the local features are the patch tokens behind the last norm in front of the pooling;
     class and register tokens are left out, whether or not the network classified by them.
@@ -72,21 +68,17 @@ class PrototypePoolingTrunk(torch.nn.Module):
         _check_trunk(trunk)
         if pool is not None and not isinstance(pool, str):
             raise TypeError(f"pool must be the dotted name of a module of the trunk, got {pool!r}")
-        ending = (known_ending(trunk) if pool is None else None) or search_ending(trunk, pool)
-        pooling = PrototypePooling(ending.num_features, num_prototypes, **pooling_options)
+        location = find_global_pool(trunk, pool)
+        pooling = PrototypePooling(location.num_features, num_prototypes, **pooling_options)
         parameter = next((p for p in trunk.parameters() if p.is_floating_point()), None)
         if parameter is not None:
             pooling.to(device=parameter.device, dtype=parameter.dtype)
         pooling.train(trunk.training)
+        warn_of_dropped_head(trunk, location)
         self.training = trunk.training
-        self.num_features = ending.num_features
-        self._ending = ending
-        _drop_followers(trunk, ending)
-        if ending.pool is not None:
-            replace_module(trunk, ending.pool, pooling)
-            self.trunk = trunk
-        else:
-            self.trunk = PooledFeatures(trunk, ending.features, pooling)
+        self.num_features = location.num_features
+        self._location = location
+        self.trunk = pooled_by(trunk, location, pooling)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds images.
@@ -121,33 +113,32 @@ class PrototypePoolingTrunk(torch.nn.Module):
         """The pooling's parameter (m, C)."""
         return self.pooling.prototypes
 
-    def init_prototypes(self, images: Tensor) -> float:
+    def init_prototypes(self, images: Tensor | Iterable[Any]) -> float:
         """Sets the prototypes to local features of images that cover all of them, by greedy k-center.
 
         Runs the network in evaluation mode, 32 images at a time; all modes are left as they were.
 
         Args:
-            images: (B, channels, H, W), a few hundred training images, transformed as in training.
+            images: a few hundred training images, transformed as in training: a tensor (B, channels, H, W); a
+                list of such tensors, or of images (channels, H, W); or a loader of batches or of
+                (images, labels), of which the first 512 images are taken.
 
         Returns:
             The cover radius among unit vectors, see :meth:`PrototypePooling.init_prototypes`.
 
         Raises:
-            TypeError: if ``images`` is not a tensor.
-            ValueError: if it holds no images, or its local features do not suffice for the prototypes.
+            TypeError: if there is something else than images, or they are not floating point.
+            ValueError: if there are no images, or their local features do not suffice for the prototypes.
         """
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a tensor (B, channels, H, W), got {type(images).__name__}")
-        if images.ndim != 4 or len(images) == 0:
-            raise ValueError(
-                f"images must be (B, channels, H, W) with B > 0, got shape {tuple(images.shape)}"
-            )
         collected: list[Tensor] = []
-        handle = self.pooling.register_forward_pre_hook(lambda _, inputs: collected.append(inputs[0]))
+        handle = self.pooling.register_forward_pre_hook(
+            lambda _, inputs: collected.append(as_local_features(inputs[0]).flatten(0, 1))
+        )
         try:
             with evaluation(self):
-                for batch in images.split(_IMAGES_PER_RUN):
-                    self(batch.to(self.prototypes.device))
+                for batch in _image_batches(images):
+                    for part in batch.split(_IMAGES_PER_RUN):
+                        self(part.to(self.prototypes.device))
         finally:
             handle.remove()
         # With eval_histograms there are some now, which no loss should take for those of its batch.
@@ -174,8 +165,8 @@ class PrototypePoolingTrunk(torch.nn.Module):
                 "has other outputs: deploy the trunk as it is, or build it with output='average'"
             )
         average = GlobalAverage().train(self.training)
-        replace_module(self.trunk, self._pooling_name, average)
-        if isinstance(self.trunk, PooledFeatures) and self._ending.averages_itself:
+        replace_modules(self.trunk, {self._pooling_name: average})
+        if isinstance(self.trunk, PooledFeatures) and self._location.returns_average:
             return self.trunk.network
         return self.trunk
 
@@ -200,9 +191,15 @@ class PrototypePoolingTrunk(torch.nn.Module):
             state_dict = self._from_plain_checkpoint(state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        raise TypeError(
+            "torch.jit.script must get a trunk without prototypes, got a PrototypePoolingTrunk: call "
+            "unwrap() first, as in torch.jit.script(copy.deepcopy(trunk).unwrap())"
+        )
+
     @property
     def _pooling_name(self) -> str:
-        return self._ending.pool or "pooling"
+        return self._location.pool or "pooling"
 
     @property
     def _record_these(self) -> list[str]:
@@ -230,7 +227,7 @@ class PrototypePoolingTrunk(torch.nn.Module):
             key.startswith("network.") for key in state_dict
         ):
             prefix = "trunk.network."
-        dropped = tuple(f"{name}." for name in (*self._ending.followers, self._pooling_name))
+        dropped = tuple(f"{name}." for name in (*self._location.dropped_modules, self._pooling_name))
         translated = OrderedDict((prefix + k, v) for k, v in state_dict.items() if not k.startswith(dropped))
         pooling_prefix = f"trunk.{self._pooling_name}."
         translated |= {k: v for k, v in self.state_dict().items() if k.startswith(pooling_prefix)}
@@ -253,9 +250,35 @@ def _check_trunk(trunk: torch.nn.Module) -> None:
             )
 
 
-def _drop_followers(network: torch.nn.Module, ending: Ending) -> None:
-    for name in existing_modules(network, ending.followers):
-        replace_module(network, name, torch.nn.Identity())
-    if hasattr(network, "aux_logits"):
-        # GoogLeNet and Inception return a tuple in training, unless they have no auxiliary classifiers.
-        network.aux_logits = False  # type: ignore[assignment]
+def _image_batches(images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
+    """The images in batches (B, channels, H, W)."""
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images must be a tensor, a list of tensors or a loader, got {images!r}")
+    is_loader = not isinstance(images, (Tensor, list, tuple))
+    num_images = 0
+    for item in [images] if isinstance(images, Tensor) else images:
+        batch = _checked_images(item[0] if isinstance(item, (list, tuple)) and item else item)
+        if batch.ndim == 3 and not isinstance(images, Tensor):
+            batch = batch.unsqueeze(0)
+        if batch.ndim != 4 or len(batch) == 0:
+            raise ValueError(f"images must be (B, channels, H, W) with B > 0, got shape {tuple(batch.shape)}")
+        yield batch[: _IMAGES_OF_A_LOADER - num_images] if is_loader else batch
+        num_images += len(batch)
+        if is_loader and num_images >= _IMAGES_OF_A_LOADER:
+            return
+    if num_images == 0:
+        raise ValueError(f"images must hold at least one image, got an empty {type(images).__name__}")
+
+
+def _checked_images(batch: Any) -> Tensor:
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            "images must be tensors (B, channels, H, W), or batches (images, labels) of them, got "
+            f"{type(batch).__name__}"
+        )
+    if not batch.is_floating_point():
+        raise TypeError(
+            f"images must be floating point, transformed as in training, got {batch.dtype}: pass "
+            "images.float() / 255, normalized as the network expects"
+        )
+    return batch

@@ -1,5 +1,7 @@
 import copy
 import io
+import itertools
+import logging
 import pickle
 import sys
 from collections.abc import Callable
@@ -223,28 +225,17 @@ def test_checkpoints_of_wrapped_and_unwrapped_trunks_load(wrapped):
 @pytest.mark.parametrize(
     ("build", "image_size"),
     [
-        (lambda: torchvision.models.inception_v3(init_weights=False), 96),
-        (lambda: torchvision.models.maxvit_t(), 224),
+        (lambda: torchvision.models.inception_v3(init_weights=False), 128),
         (lambda: pretrainedmodels.densenet121(pretrained=None), 64),
-        (lambda: pretrainedmodels.dpn68(pretrained=None), 64),
-        (lambda: pretrainedmodels.inceptionv3(pretrained=None), 96),
-        (lambda: pretrainedmodels.inceptionresnetv2(pretrained=None), 96),
-        (lambda: pretrainedmodels.xception(pretrained=None), 96),
         (lambda: timm.create_model("mobilenetv3_small_100"), 64),
         (lambda: timm.create_model("efficientnet_b0"), 64),
         (lambda: timm.create_model("convnext_atto"), 64),
-        (lambda: timm.create_model("swin_tiny_patch4_window7_224"), 224),
-        (lambda: timm.create_model("xcit_nano_12_p16_224"), 224),
+        (lambda: timm.create_model("xcit_nano_12_p16_224", depth=2), 224),
     ],
 )
 def test_other_networks_wrap_too(build, image_size):
-    """On the meta device: shapes and paths of gradients without their cost."""
-    with torch.device("meta"):
-        network = build()
-        images = torch.randn(2, 3, image_size, image_size)
-    trunk = PrototypePoolingTrunk(network, num_prototypes=NUM_PROTOTYPES)
-    # Histograms step out of autocast, which the meta device does not know.
-    trunk.pooling.eval()
+    images = torch.randn(2, 3, image_size, image_size)
+    trunk = PrototypePoolingTrunk(build().eval(), num_prototypes=NUM_PROTOTYPES)
     output = trunk(images)
     assert output.shape == (2, trunk.num_features)
     output.sum().backward()
@@ -449,16 +440,146 @@ def test_modules_that_run_on_both_sides_of_the_average_are_noticed(shared):
         PrototypePoolingTrunk(Sharing(shared()))
 
 
-def test_a_pool_of_a_fixed_size_is_not_taken_for_feature_maps():
+def test_a_pool_of_a_fixed_size_at_the_end_has_to_be_named():
+    """At larger sizes it leaves several positions, so that it may be a layer that makes maps smaller."""
     network = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.AvgPool2d(28))
-    assert PrototypePoolingTrunk(network).pooling is network[1]
+    with pytest.raises(ValueError, match=r"'1' averages all local features of small images, but not of"):
+        PrototypePoolingTrunk(network)
+    assert PrototypePoolingTrunk(network, pool="1").pooling is network[1]
+
+
+class DownsamplingByAverages(nn.Module):
+    """At small sizes its last AvgPool2d(2) is global, although a convolution and the true pool follow."""
+
+    def __init__(self, ends_in_function: bool = False) -> None:
+        super().__init__()
+        widths = (3, 4, 5, 6, 7, 8)
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, padding=1),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                    nn.AvgPool2d(2, ceil_mode=True),
+                )
+                for a, b in itertools.pairwise(widths)
+            )
+        )
+        self.neck = nn.Conv2d(8, 12, 1)
+        self.act = nn.ReLU()
+        self.pool = nn.Identity() if ends_in_function else nn.AdaptiveAvgPool2d(1)
+        self.ends_in_function = ends_in_function
+        self.fc = nn.Linear(12, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.pool(self.act(self.neck(self.stages(images))))
+        return self.fc(maps.mean((2, 3)) if self.ends_in_function else maps.flatten(1))
+
+
+def test_layers_behind_an_earlier_average_are_not_dropped():
+    trunk = PrototypePoolingTrunk(DownsamplingByAverages())
+    assert trunk.num_features == 12
+    assert trunk.trunk.pool is trunk.pooling
+    assert isinstance(trunk.trunk.neck, nn.Conv2d)
+    with pytest.raises(ValueError, match=r"cannot tell where .* Candidates are"):
+        PrototypePoolingTrunk(DownsamplingByAverages(ends_in_function=True))
+
+
+class TestDroppedHeads:
+    @pytest.fixture(autouse=True)
+    def propagate(self, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("PML"), "propagate", True)
+
+    def test_an_own_head_is_told_once_with_how_to_keep_it(self, caplog):
+        network = torchvision.models.resnet18()
+        network.fc = nn.Linear(512, 64)
+        assert PrototypePoolingTrunk(network).num_features == 512
+        assert len(caplog.records) == 1
+        assert caplog.records[0].name == "PML"
+        assert "drops what follows the average of ResNet: fc (Linear(512, 64))" in caplog.text
+        assert "embedder = network.fc" in caplog.text
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            torchvision.models.resnet18,
+            lambda: timm.create_model("resnet18"),
+            lambda: timm.create_model("convnext_atto"),
+            lambda: nn.Sequential(*convolutions()),
+        ],
+    )
+    def test_the_classifier_of_a_library_is_not_told(self, build, caplog):
+        PrototypePoolingTrunk(build())
+        assert not caplog.records
+
+    @pytest.mark.parametrize(
+        ("build", "told"),
+        [
+            (lambda: timm.create_model("resnet18", num_classes=64), "fc (Linear(512, 64))"),
+            (torchvision.models.mobilenet_v3_small, "classifier.0 (Linear(576, 1024))"),
+            (lambda: timm.create_model("mobilenetv3_small_050"), "conv_head (Conv2d)"),
+            (Headed, "head.1 (Linear(12, 6)), head.3 (Linear(6, 4))"),
+            (own_sequential, "8 (Linear(12, 4))"),
+        ],
+    )
+    def test_hidden_layers_and_heads_of_other_sizes_are_told(self, build, told, caplog):
+        PrototypePoolingTrunk(build())
+        assert told in caplog.text
+
+
+@pytest.mark.parametrize("layer4", [True, False])
+def test_resnets_that_were_cut(layer4):
+    network = torchvision.models.resnet18()
+    if not layer4:
+        network.layer4 = nn.Identity()
+    network.fc = nn.Identity()
+    assert PrototypePoolingTrunk(network).num_features == (512 if layer4 else 256)
+
+
+def test_an_average_over_quarters_is_no_global_average():
+    network = torchvision.models.resnet18()
+    network.avgpool = nn.AdaptiveAvgPool2d((2, 2))
+    network.fc = nn.Linear(2048, 10)
+    with pytest.raises(ValueError, match=r"Candidates are .*avgpool"):
+        PrototypePoolingTrunk(network)
+    assert isinstance(network.fc, nn.Linear)
+
+
+def test_class_maps_are_no_local_features():
+    with pytest.raises(
+        ValueError, match=r"averages maps of its 1000 classes.*Candidates are .*classifier\.3"
+    ):
+        PrototypePoolingTrunk(torchvision.models.squeezenet1_1())
+
+
+def test_a_class_token_among_the_tokens_is_refused():
+    class WithClassToken(Tokens):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens = super().forward(images)
+            return torch.cat([tokens[:, :1], tokens], dim=1)
+
+    with pytest.raises(ValueError, match="cannot tell where"):
+        PrototypePoolingTrunk(WithClassToken())
 
 
 def test_vgg_is_told_by_name_only():
-    with torch.device("meta"):
-        network = torchvision.models.vgg11()
+    network = torchvision.models.alexnet()
     with pytest.raises(ValueError, match=r"avgpool \(AdaptiveAvgPool2d\)"):
         PrototypePoolingTrunk(network)
+    with torch.device("meta"):
+        network = torchvision.models.resnet18()
+    with pytest.raises(ValueError, match="must be on a real device"):
+        PrototypePoolingTrunk(network)
+
+
+def test_scripting_says_what_to_do():
+    trunk = PrototypePoolingTrunk(own_sequential()).eval()
+    for module in (trunk, nn.Sequential(trunk), trunk.trunk):
+        with pytest.raises(TypeError, match=r"unwrap\(\)"):
+            torch.jit.script(module)
+    images = torch.randn(2, 3, 16, 16)
+    expected = trunk(images)
+    assert torch.equal(torch.jit.script(trunk.unwrap())(images), expected)
 
 
 def test_pool_by_name():
@@ -474,11 +595,11 @@ def test_pool_by_name():
 @pytest.mark.parametrize(
     ("pool", "error", "message"),
     [
-        ("avrage", ValueError, r"pool='avrage' is not a module of the trunk \(Headed\); .*'average'"),
-        ("", ValueError, r"pool='' is not a module"),
-        ("head.0", ValueError, r"pool='head\.0' gets an input of shape \(2, 12\)"),
-        ("body.0", ValueError, r"does not return what pool='body\.0' gives"),
-        ("unused", ValueError, r"pool='unused' does not run"),
+        ("avrage", ValueError, r"pool must be a module of the trunk \(Headed\), got 'avrage'; .*'average'"),
+        ("", ValueError, r"pool must be a module of the trunk \(Headed\), got ''"),
+        ("head.0", ValueError, r"pool='head\.0' .* got an input of shape \(2, 12\)"),
+        ("body.0", ValueError, r"pool='body\.0' .* must be its last pool, got one whose output"),
+        ("unused", ValueError, r"pool='unused' .* must run when the trunk does"),
         (nn.AdaptiveAvgPool2d(1), TypeError, "pool must be the dotted name"),
     ],
 )
@@ -528,7 +649,7 @@ def test_feature_maps_of_the_wrong_rank():
     trunk = PrototypePoolingTrunk(nn.Sequential(nn.Conv2d(3, 12, 3)), NUM_PROTOTYPES).eval()
     with pytest.raises(ValueError, match=r"feature maps \(B, 12, H, W\) or tokens \(B, N, 12\)"):
         trunk(torch.randn(3, 16, 16))
-    with pytest.raises(ValueError, match=r"cannot tell .* candidates by name are none"):
+    with pytest.raises(ValueError, match=r"cannot tell .* Candidates are no pools"):
         PrototypePoolingTrunk(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2)))
 
 
@@ -577,10 +698,40 @@ def test_the_network_runs_on_few_images_at_a_time_and_leaves_no_histograms():
     assert trunk.histograms is None
 
 
+def test_images_come_as_a_tensor_a_list_or_from_a_loader():
+    network = nn.Sequential(*convolutions())
+    images = torch.randn(70, 3, 16, 16)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, torch.zeros(70)), batch_size=32
+    )
+    trunk = PrototypePoolingTrunk(network, 8)
+    expected = trunk.init_prototypes(images)
+    prototypes = trunk.prototypes.detach().clone()
+    for same in (list(images.split(32)), loader, [(images, None)]):
+        assert trunk.init_prototypes(same) == expected
+        assert torch.equal(trunk.prototypes, prototypes)
+    assert 0 < trunk.init_prototypes(list(images)) < 2
+
+
+def test_images_of_a_loader_that_never_ends_are_512():
+    network = nn.Sequential(*convolutions())
+    trunk = PrototypePoolingTrunk(network, 2)
+    sizes = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    trunk.init_prototypes(torch.randn(30, 3, 16, 16) for _ in itertools.count())
+    assert sum(sizes) == 512
+
+
 def test_wrong_images():
     trunk = PrototypePoolingTrunk(nn.Sequential(*convolutions()), 64)
-    with pytest.raises(TypeError, match=r"images must be a tensor .* got list"):
-        trunk.init_prototypes([torch.randn(3, 16, 16)])
+    with pytest.raises(TypeError, match=r"got torch\.uint8: pass images\.float\(\) / 255"):
+        trunk.init_prototypes(torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"batches .* got str"):
+        trunk.init_prototypes(["image.png"])
+    with pytest.raises(TypeError, match="images must be a tensor, a list of tensors or a loader, got 3"):
+        trunk.init_prototypes(3)
+    with pytest.raises(ValueError, match="at least one image, got an empty list"):
+        trunk.init_prototypes([])
     for shape in [(3, 16, 16), (0, 3, 16, 16)]:
         with pytest.raises(ValueError, match=r"images must be \(B, channels, H, W\)"):
             trunk.init_prototypes(torch.randn(shape))
