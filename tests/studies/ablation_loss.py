@@ -105,7 +105,7 @@ class AblationLoss(torch.nn.Module):
             self.loss.requires_grad_(True)
 
     def _cross_batch_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Tensor:
-        histograms = self._pooling[0].consume_histograms().double()
+        histograms = self._pooling[0].histograms_of(embeddings).double()
         if self.histograms == "centred":
             histograms = histograms - histograms.mean(0)
         if self.histograms != "plain":
