@@ -139,7 +139,7 @@ def loss_calls(draw):
         "weight": draw(st.sampled_from((0.0, 0.1, 1.0))),
         "ridge": draw(st.sampled_from((0.05, 1e-6, 10.0))),
         "normalizes": draw(st.booleans()),
-        "centers": draw(st.booleans()),
+        "centering": draw(st.sampled_from(({}, {"center_histograms": True}, {"intercept": True}))),
         "embeddings": embeddings,
         "labels": draw(label_tensors(num_labels)),
         "histograms": histograms,
@@ -156,7 +156,7 @@ def test_loss(call):
         cross_batch_weight=call["weight"],
         ridge=call["ridge"],
         normalize_histograms=call["normalizes"],
-        center_histograms=call["centers"],
+        **call["centering"],
     )
     try:
         value = loss(call["embeddings"], call["labels"], histograms=call["histograms"])
