@@ -3,14 +3,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pytorch_metric_learning.testers import BaseTester
+from pytorch_metric_learning.trainers import BaseTrainer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 
 from ..losses import CrossBatchPrototypeLoss
 from .prototype_view import PrototypeView, find_pooling, view_prototypes
 from .visualize import draw_pictures, rendered, sample_images, save_picture
+
+if TYPE_CHECKING:
+    from record_keeper import RecordKeeper
+    from torch.utils.tensorboard import SummaryWriter
 
 _THUMBNAIL_SIZE = (32, 32)
 
@@ -26,7 +33,11 @@ class PictureWriter:
     """
 
     def __init__(
-        self, record_keeper: Any, num_images: int, token_grid: tuple[int, int] | None, projector: bool
+        self,
+        record_keeper: RecordKeeper,
+        num_images: int,
+        token_grid: tuple[int, int] | None,
+        projector: bool,
     ) -> None:
         self.record_keeper = record_keeper
         self.num_images = num_images
@@ -34,7 +45,12 @@ class PictureWriter:
         self.projector = projector
 
     def write(
-        self, trainer: Any, tester: Any, dataset: Any, folder: Path, collate_fn: Callable[..., Any] | None
+        self,
+        trainer: BaseTrainer,
+        tester: BaseTester,
+        dataset: Dataset[Any],
+        folder: Path,
+        collate_fn: Callable[..., Any] | None,
     ) -> None:
         """Makes the pictures of the epoch that is done. A trunk without prototypes has none.
 
@@ -65,12 +81,12 @@ class PictureWriter:
         self.record_keeper.update_records(cost, trainer.epoch, parent_name="pictures")
 
 
-def _find_loss(trainer: Any) -> CrossBatchPrototypeLoss | None:
+def _find_loss(trainer: BaseTrainer) -> CrossBatchPrototypeLoss | None:
     modules = (module for loss in trainer.loss_funcs.values() for module in loss.modules())
     return next((module for module in modules if isinstance(module, CrossBatchPrototypeLoss)), None)
 
 
-def _add_to_projector(writer: Any, view: PrototypeView, epoch: int) -> None:
+def _add_to_projector(writer: SummaryWriter, view: PrototypeView, epoch: int) -> None:
     thumbnails = interpolate(view.images, _THUMBNAIL_SIZE, mode="bilinear", antialias=True)
     writer.add_embedding(
         view.embeddings,

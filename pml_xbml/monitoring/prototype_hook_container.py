@@ -1,14 +1,22 @@
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pytorch_metric_learning.testers import BaseTester
+from pytorch_metric_learning.trainers import BaseTrainer
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.logging_presets import HookContainer
+from torch.utils.data import Dataset
 
 from ..checkpoint import Checkpoint, atomic_file
 from .figure_writer import PictureWriter
+
+if TYPE_CHECKING:
+    from record_keeper import RecordKeeper
 
 
 class PrototypeHookContainer(HookContainer):
@@ -57,7 +65,7 @@ class PrototypeHookContainer(HookContainer):
 
     def __init__(
         self,
-        record_keeper: Any,
+        record_keeper: RecordKeeper,
         record_group_name_prefix: str | None = None,
         primary_metric: str = "mean_average_precision_at_r",
         validation_split_name: str = "val",
@@ -94,14 +102,14 @@ class PrototypeHookContainer(HookContainer):
 
     def end_of_epoch_hook(
         self,
-        tester: Any,
-        dataset_dict: Mapping[str, Any],
+        tester: BaseTester,
+        dataset_dict: Mapping[str, Dataset[Any]],
         model_folder: str,
         test_interval: int = 1,
         patience: int | None = None,
         splits_to_eval: Sequence[tuple[str, list[str]]] | None = None,
         test_collate_fn: Callable[..., Any] | None = None,
-    ) -> Callable[[Any], bool]:
+    ) -> Callable[[BaseTrainer], bool]:
         """PML's hook, followed by the pictures and the checkpoint.
 
         Args:
@@ -122,7 +130,7 @@ class PrototypeHookContainer(HookContainer):
         dataset = dataset_dict.get(self.validation_split_name)
         folder = Path(model_folder, "pictures") if self.picture_folder is None else Path(self.picture_folder)
 
-        def actual_hook(trainer: Any) -> bool:
+        def actual_hook(trainer: BaseTrainer) -> bool:
             continue_training: bool = test_and_save(trainer)
             if _is_due(self.picture_interval, trainer.epoch) and dataset is not None:
                 self._picture_writer.write(trainer, tester, dataset, folder, test_collate_fn)
@@ -136,7 +144,7 @@ class PrototypeHookContainer(HookContainer):
 
         return actual_hook
 
-    def resume(self, trainer: Any, model_folder: str) -> int:
+    def resume(self, trainer: BaseTrainer, model_folder: str) -> int:
         """Goes on from the folder's checkpoint; where there is none, makes one of the run's beginning.
 
         Call it last before ``trainer.train``: it sets the state of the random generators. Records that were
@@ -168,7 +176,11 @@ class PrototypeHookContainer(HookContainer):
         return epoch + 1
 
     def save_models(
-        self, trainer: Any, model_folder: str, curr_suffix: int | str, prev_suffix: int | str | None = None
+        self,
+        trainer: BaseTrainer,
+        model_folder: str,
+        curr_suffix: int | str,
+        prev_suffix: int | str | None = None,
     ) -> None:
         """PML's files of models, each written whole or not at all; the former ones go when all are there."""
         if not self.do_save_models:

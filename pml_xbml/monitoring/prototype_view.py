@@ -79,8 +79,8 @@ def view_prototypes(
     pooling = find_pooling(trunk)
     if pooling is None:
         raise ValueError(
-            f"trunk is a {type(trunk).__name__} without a PrototypePooling, so there are no prototypes to "
-            "look at; wrap it in a PrototypePoolingTrunk"
+            f"trunk must hold a PrototypePooling, got a {type(trunk).__name__} without one; wrap it in a "
+            "PrototypePoolingTrunk"
         )
     assignments, embeddings = [], []
 
@@ -110,16 +110,16 @@ def _as_maps(assignments: Tensor, token_grid: tuple[int, int] | None) -> Tensor:
     side = math.isqrt(num_tokens)
     rows, columns = (side, side) if token_grid is None else token_grid
     if rows * columns != num_tokens:
-        shape = "no square" if token_grid is None else f"not {rows} x {columns}"
+        came = "None, and they make no square" if token_grid is None else f"{rows} x {columns}"
         raise ValueError(
-            f"the trunk pools {num_tokens} tokens, which is {shape}; give their rows and columns as "
-            "token_grid"
+            f"token_grid must be the rows and columns of the {num_tokens} tokens that the trunk pools, got "
+            f"{came}"
         )
     return assignments.unflatten(2, (rows, columns))
 
 
 def _displayable(images: Tensor) -> Tensor:
-    """Images as the eye takes them: normalised ones are stretched to [0, 1], gray ones get three channels."""
+    """Images for showing: normalized ones are stretched to [0, 1], gray ones get three channels."""
     images = images.float()
     lowest, highest = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     is_shown_as_is = (lowest >= 0) & (highest <= 1)
