@@ -107,8 +107,10 @@ def references(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
     network(images)
     for handle in handles:
         handle.remove()
-    if inputs and inputs[0].flatten(1).shape[1] == inputs[0].shape[1]:
-        found["classifier's input"] = inputs[0].flatten(1)
+    vectors = [value.flatten(1) for value in inputs if value.shape[1:].numel() == value.shape[1]]
+    if vectors:
+        # The first layer behind the average, where there are hidden ones.
+        found["classifier's input"] = vectors[0]
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
         features = network.forward_features(images)
         if not isinstance(features, torch.Tensor) or features.dim() not in (3, 4):
