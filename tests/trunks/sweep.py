@@ -97,7 +97,7 @@ def image_size(name: str, network: nn.Module) -> int:
 def references(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the wrapped network may give, by where it comes from."""
     found: dict[str, torch.Tensor] = {}
-    names = ("fc", "last_linear", "classifier", "head", "heads", "classif", "linear")
+    names = ("pre_classifier", "fc", "last_linear", "classifier", "head", "heads", "classif", "linear")
     heads = (getattr(network, name, None) for name in names)
     last = [m for head in heads if isinstance(head, nn.Module) for m in head.modules()]
     classifiers = [m for m in last if isinstance(m, nn.Linear) or type(m).__name__ == "NormLinear"]
