@@ -27,8 +27,7 @@ ROWS = (
 )
 RANK = {folder: rank for rank, row in enumerate(ROWS) for folder in row}
 NEIGHBOURS = {("monitoring", "checkpoint")}
-# Being mended.
-KNOWN = {("examples", "comparison")}
+KNOWN: set[tuple[str, str]] = set()
 # registration stands beside the rows: it puts the core's classes into PML when it is called.
 BESIDE = {"__init__", "registration"}
 
