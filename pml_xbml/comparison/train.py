@@ -1,6 +1,7 @@
 """The one place where the package trains: a run, from its settings to its result, with PML's own parts."""
 
 import contextlib
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +13,11 @@ import numpy as np
 import torch
 from pytorch_metric_learning import losses, testers, trainers
 from pytorch_metric_learning.utils import common_functions as c_f
-from pytorch_metric_learning.utils import logging_presets
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from ..checkpoint.atomic_file import atomic_file
 from ..losses import CrossBatchPrototypeLoss
-from ..monitoring import PrototypeHookContainer
+from ..monitoring import PrototypeHookContainer, get_record_keeper
 from ..samplers import DisjointClassPairSampler
 from ..trunks import PrototypePoolingTrunk
 from .class_subset import ClassSubset
@@ -31,7 +31,6 @@ RESULT_FILE = "result.json"
 LOG_FILE = "training.log"
 MODEL_FOLDER = "models"
 RECORD_FOLDER = "records"
-TENSORBOARD_FOLDER = "tensorboard"
 PICTURE_FOLDER = "pictures"
 
 EVALUATION_BATCH_SIZE = 128
@@ -149,9 +148,8 @@ def _train(
     device = c_f.use_cuda_if_available()
     splits = _load_splits(run)
     models, loss, cover_radius = _build_trainable(run, splits.train, make_loss, device)
-    record_keeper, _, tensorboard_writer = logging_presets.get_record_keeper(
-        str(folder / RECORD_FOLDER), str(folder / TENSORBOARD_FOLDER)
-    )
+    # The event files are in the run's own folder, so that TensorBoard gives the run its name.
+    record_keeper = get_record_keeper(folder / RECORD_FOLDER, folder)
     hooks = PrototypeHookContainer(
         record_keeper,
         primary_metric=PRIMARY_METRIC,
@@ -198,6 +196,8 @@ def _train(
     # Whatever an XML run drew so far for its prototypes, from here on it draws what a plain one does.
     _seed_everything(run.seed)
     start_epoch = hooks.resume(trainer, str(folder / MODEL_FOLDER))
+    if start_epoch == 1:
+        record_keeper.record_run_settings(dataclasses.asdict(run), METRICS)
     on_iterations((start_epoch - 1) * run.iterations_per_epoch)
     try:
         trainer.train(start_epoch, run.epochs)
@@ -223,7 +223,7 @@ def _train(
     else:
         record_keeper.save_records()
     finally:
-        tensorboard_writer.close()
+        record_keeper.tensorboard_writer.close()
     return Result(
         run=run,
         best_epoch=best_epoch,

@@ -88,7 +88,7 @@ def test_files(unbroken):
     assert len(rows) == 1 + 6
     for picture in (unbroken.differences_path, unbroken.curves_path):
         assert picture.stat().st_size > 5000
-    assert len(list(unbroken.runs_folder.glob("*/tensorboard/events*"))) >= 6
+    assert len(list(unbroken.runs_folder.glob("*/events*"))) >= 6
 
 
 def test_text_has_a_table_a_weight_the_notes_and_the_verdict(unbroken):

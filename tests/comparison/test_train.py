@@ -248,7 +248,7 @@ def test_records_and_settings_are_kept(xml_result):
     assert {"logs.db", "loss_histories.csv"} <= records
     assert any("VAL_vs_self" in name for name in records)
     assert any("TEST_vs_self" in name for name in records)
-    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert list(folder.glob("events.out.tfevents.*"))
 
 
 def test_pml_prints_into_the_log(xml_result, tiny_run, tmp_path, capsys):
