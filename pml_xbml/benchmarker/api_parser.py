@@ -75,7 +75,7 @@ class PluginAPIParserMixin:
             if there are several; None after an evaluation.
 
         Raises:
-            AttributeError: if a class in the configs does not exist.
+            ValueError: if a class in the configs does not exist.
         """
         self._check_class_names()
         return super().run()  # type: ignore[misc]

@@ -8,7 +8,7 @@ from easy_module_attribute_getter import PytorchGetter
 class ClassGetter(PytorchGetter):
     """Finds classes by name, and says which name it was when it finds none.
 
-    The original raises an ``AttributeError`` without a message, also where a class that was found raises one
+    The original raises an ``ValueError`` without a message, also where a class that was found raises one
     while it is built.
     """
 
@@ -35,7 +35,7 @@ class ClassGetter(PytorchGetter):
             The object, or (class, arguments).
 
         Raises:
-            AttributeError: if no registered module has a class of that name.
+            ValueError: if no registered module has a class of that name.
             ValueError: if ``yaml_dict`` is not one name with its arguments.
         """
         if class_name is None:
@@ -48,7 +48,7 @@ class ClassGetter(PytorchGetter):
             ((class_name, params),) = yaml_dict.items()
         known = self._known_names(obj_name)
         if class_name not in known:
-            raise AttributeError(
+            raise ValueError(
                 f"{obj_name}: there is no class {class_name!r}"
                 + "".join(
                     f"; did you mean {name!r}?" for name in difflib.get_close_matches(class_name, known, n=1)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pml_xbml
 
+from .evaluation_table import evaluation_table
+
 _INSTALLATION = """\
     pip install "pml-xbml[benchmarker]"
     pip install --no-deps powerful-benchmarker==0.9.33 easy-module-attribute-getter==0.9.41
@@ -52,11 +54,17 @@ def main(argv: Sequence[str]) -> int:
             _print_help(parser, options.root_config_folder)
             return 0
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger().addFilter(_is_of_interest)
         runner = _build_runner(options, arguments)
         result = runner.run()
     if options.bayes_opt_iters == 0:
         print(_summary(runner.YR.args, result))
     return 0
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Not the attributes that powerful-benchmarker deletes between the folds."""
+    return not record.getMessage().startswith("Deleted self.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,8 +155,12 @@ def _summary(args: Any, result: Any) -> str:
     folder = args.experiment_folder
     if result is None:
         splits = ", ".join(args.splits_to_eval)
+        csv_folder = Path(folder, "meta_logs", "saved_csvs")
+        (aggregator,) = args.ensemble if args.evaluate_ensemble else args.aggregator
         return (
-            f"{args.experiment_name}: evaluated on {splits}; accuracies are in {folder}/meta_logs/saved_csvs"
+            f"{args.experiment_name}, {aggregator}, in percent:\n"
+            f"{evaluation_table(csv_folder, args.splits_to_eval, aggregator)}\n"
+            f"{args.experiment_name}: evaluated on {splits}; the files are in {csv_folder}"
         )
     (hooks,) = args.hook_container.values()
     if isinstance(result, tuple):

@@ -1,5 +1,5 @@
+import difflib
 import functools
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +96,9 @@ class PluginRunnerMixin:
 
         Returns:
             As :meth:`~pml_xbml.benchmarker.api_parser.PluginAPIParserMixin.run`.
+
+        Raises:
+            ValueError: on a flag that is no option and no key of a YAML file.
         """
         known = {*vars(self.setup_argparser().parse_known_args()[0]), *args.config_foldernames}
         for config in args.dict_of_yamls.values():
@@ -103,7 +106,9 @@ class PluginRunnerMixin:
         for word in self.arguments:
             name = word.removeprefix("--").partition("~")[0]
             if word.startswith("--") and name not in known:
-                logging.warning("--%s is a key of no YAML file: powerful-benchmarker does not know it", name)
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean --{nearest[0]}?" if nearest else "pml-xbml benchmark --help lists them"
+                raise ValueError(f"--{name} must be an option or a key of a YAML file; {hint}")
         return super().start_experiment(args)  # type: ignore[misc]
 
     def get_root_config_paths(self, args: Any) -> dict[str, list[str]]:

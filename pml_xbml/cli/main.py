@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         try:
             return benchmarker.main(arguments[1:])
+        except (ValueError, OSError) as error:
+            print(f"pml-xbml benchmark: error: {error}", file=sys.stderr)
+            return UNUSABLE
         except KeyboardInterrupt:
             print("\nStopped. --resume_training latest goes on after the last saved epoch.", file=sys.stderr)
             return INTERRUPTED

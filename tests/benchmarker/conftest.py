@@ -1,5 +1,7 @@
+import contextlib
 import csv
 import functools
+import io
 import sqlite3
 import subprocess
 import sys
@@ -110,13 +112,16 @@ def _run_experiments(folder):
     benchmarker.main(
         [*folders(folder), "--experiment_name", "second", "--reproduce_results", str(fold.parent)]
     )
-    benchmarker.main([*first, "--evaluate", "--splits_to_eval", "[test]"])
-    benchmarker.main([*first, "--evaluate_ensemble", "--splits_to_eval", "[test]"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        benchmarker.main([*first, "--evaluate", "--splits_to_eval", "[test]"])
+        benchmarker.main([*first, "--evaluate_ensemble", "--splits_to_eval", "[test]"])
     return SimpleNamespace(
         first=fold.parent,
         second=fold.parent.with_name("second"),
         folds=["Test50_50_Partitions2_0", "Test50_50_Partitions2_1"],
         after_kill=after_kill,
+        printed=printed.getvalue(),
     )
 
 

@@ -3,12 +3,12 @@ import pytest
 
 class Broken:
     def __init__(self):
-        raise AttributeError("what is wrong inside")
+        raise ValueError("what is wrong inside")
 
 
 def test_an_error_inside_of_a_class_is_not_taken_for_a_missing_class(getter):
     getter.register("dataset", Broken)
-    with pytest.raises(AttributeError, match="what is wrong inside"):
+    with pytest.raises(ValueError, match="what is wrong inside"):
         getter.get("dataset", yaml_dict={"Broken": None})
 
 

@@ -157,3 +157,13 @@ def test_an_experiment_is_not_overwritten(experiments, run, small_run):
             "first",
             *small_run,
         )
+
+
+@pytest.mark.parametrize("aggregator", ["MeanAggregator", "ConcatenateEmbeddings"])
+def test_an_evaluation_prints_the_accuracies_of_its_csv_file(experiments, logs, aggregator):
+    (path,) = (experiments.first / "meta_logs" / "saved_csvs").glob(f"{aggregator}_*_TEST_vs_self.csv")
+    _, part = experiments.printed.split(f"first, {aggregator}, in percent:\n")
+    for row in logs.csv(path):
+        assert f"test, {row['trained_status'].replace('_', ' ')}:" in part
+        for metric in ("precision_at_1", "r_precision", "mean_average_precision_at_r"):
+            assert f"  {metric:30} {100 * float(row[metric + '_level0']):6.2f}" in part

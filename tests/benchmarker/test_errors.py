@@ -1,7 +1,9 @@
-import logging
+import re
 
 import pytest
 from pytorch_metric_learning import trainers
+
+from pml_xbml import cli
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def no_training(monkeypatch):
 def test_a_misspelt_class_is_named_before_anything_is_made(
     run, no_training, tmp_path, flag, value, wrong, right
 ):
-    with pytest.raises(AttributeError, match=rf"no class '{wrong}'; did you mean '{right}'"):
+    with pytest.raises(ValueError, match=rf"no class '(API)?{wrong}'; did you mean '(API)?{right}'"):
         run("--experiment_name", "name", flag, value)
     assert not (tmp_path / "experiments").exists()
 
@@ -112,11 +114,28 @@ def test_an_experiment_to_reproduce_that_is_not_there_is_named(run, no_training)
         run("--experiment_name", "name", "--reproduce_results", "somewhere")
 
 
-def test_a_key_of_no_yaml_file_is_named(run, no_training, caplog):
-    with caplog.at_level(logging.WARNING), pytest.raises(AssertionError, match="training began"):
-        run("--experiment_name", "name", "--num_epoch_train", "1", "--check_untrained_accuracy", "False")
-    assert "--num_epoch_train" in caplog.text
-    assert "--check_untrained_accuracy" not in caplog.text
+def test_a_key_of_no_yaml_file_is_named_with_the_nearest_before_training(run, no_training):
+    with pytest.raises(ValueError, match=r"--num_epoch_train must be .*did you mean --num_epochs_train\?"):
+        run("--experiment_name", "name", "--num_epoch_train", "1")
+    with pytest.raises(AssertionError, match="training began"):
+        run("--experiment_name", "name", "--check_untrained_accuracy", "False")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config_protocol", "smal"], "there are .*small"),
+        (["--evaluate"], "no experiment with saved configs"),
+        (["--num_epoch_train", "1"], "did you mean --num_epochs_train"),
+        (["--sampler~OVERRIDE~", "{MPerClasSampler: {m: 4}}"], "did you mean 'MPerClassSampler'"),
+    ],
+)
+def test_the_command_tells_a_users_error_in_one_line(flags, message, tmp_path, capsys, no_training):
+    roots = ["--root_experiment_folder", f"{tmp_path}/a", "--dataset_root", f"{tmp_path}/b"]
+    assert cli.main(["benchmark", *roots, "--experiment_name", "name", *flags]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert re.match(rf"pml-xbml benchmark: error: .*{message}", lines[-1])
+    assert "Traceback" not in "".join(lines)
 
 
 @pytest.mark.parametrize("message", ["row 3 of the embeddings is NaN", "something else is wrong"])
