@@ -130,7 +130,7 @@ class LoaderPosition:
         if self._has_warned:
             return
         for sampler in _nested_samplers(trainer.sampler):
-            if not _is_stateful(sampler) and _kept_attributes(sampler) is None:
+            if _kept_attributes(sampler) is None:
                 c_f.LOGGER.warning(
                     "Of %s the checkpoint keeps the random generators and nothing else. If it keeps more "
                     "from one pass to the next, a resumed run reads other batches than an unbroken one: give "
@@ -161,7 +161,9 @@ def _is_stateful(sampler: Sampler) -> bool:
 
 
 def _kept_attributes(sampler: Sampler) -> tuple[str, ...] | None:
-    """None for a sampler that is not known."""
+    """None for a sampler that is not known; nothing of one that tells its state itself."""
+    if _is_stateful(sampler):
+        return ()
     known = (names for known_type, names in _KEPT_ATTRIBUTES.items() if isinstance(sampler, known_type))
     return next(known, None)
 
