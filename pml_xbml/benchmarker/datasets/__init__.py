@@ -1,9 +1,7 @@
 """Data sets as powerful-benchmarker builds them: each in a folder of its own under the root of all."""
 
-from .cars196 import Cars196
-from .cub import CUB
 from .glyphs import Glyphs
 from .in_shop import InShop
-from .stanford_online_products import StanfordOnlineProducts
+from .pml_datasets import CUB, Cars196, StanfordOnlineProducts
 
 __all__ = ["CUB", "Cars196", "Glyphs", "InShop", "StanfordOnlineProducts"]

@@ -1,11 +1,14 @@
+"""PML's data sets, each in a folder of its own under a root that all data sets share."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
+from pytorch_metric_learning import datasets
 
 
-class UnderCommonRootMixin:
+class _UnderCommonRootMixin:
     """One of PML's data sets, in its own folder under a root that all data sets share.
 
     Images are RGB, which some of these data sets' files are not.
@@ -46,3 +49,21 @@ class UnderCommonRootMixin:
         if self.transform is not None:
             image = self.transform(image)
         return image, self.labels[idx]
+
+
+class CUB(_UnderCommonRootMixin, datasets.CUB):
+    """PML's CUB."""
+
+    folder = "cub"
+
+
+class Cars196(_UnderCommonRootMixin, datasets.Cars196):
+    """PML's Cars196."""
+
+    folder = "cars196"
+
+
+class StanfordOnlineProducts(_UnderCommonRootMixin, datasets.StanfordOnlineProducts):
+    """PML's StanfordOnlineProducts."""
+
+    folder = "sop"
