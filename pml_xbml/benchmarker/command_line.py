@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     folders.add_argument(
         "--root_config_folder",
-        default=str(_default_configs()),
+        default=str(Path(pml_xbml.__file__).with_name("benchmarker_configs")),
         metavar="DIR",
         help="the YAML files (default: those of this plugin)",
     )
@@ -105,13 +105,6 @@ def _parser() -> argparse.ArgumentParser:
         "--reproductions", type=int, default=0, metavar="N", help="how often to train the best trial again"
     )
     return parser
-
-
-def _default_configs() -> Path:
-    """Beside the package in a checkout, inside of it in an installed copy."""
-    package = Path(pml_xbml.__file__).parent
-    checkout = package.parent / "benchmarker_configs"
-    return checkout if checkout.is_dir() else package / "benchmarker_configs"
 
 
 def _build_runner(options: argparse.Namespace, arguments: list[str]) -> Any:
