@@ -2,11 +2,12 @@
 
 from .comparison import Comparison, compare, plan_runs
 from .loss_table import LOSSES
+from .models import cross_batch_loss
 from .result import METRICS, PRIMARY_METRIC, Result
 from .run_all import run_all
 from .run_config import SCHEDULES, Arm, RunConfig
 from .splits import NAMED_DATASETS
-from .train import LoadedRun, cross_batch_loss, load_run, train
+from .train import LoadedRun, load_run, train
 from .visualize import look
 
 __all__ = [

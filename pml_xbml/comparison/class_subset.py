@@ -1,7 +1,23 @@
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+
+
+class LabeledDataset(Protocol):
+    """What runs are trained and measured on: items ``(images or activations, label)``.
+
+    Attributes:
+        classes: its classes, as many as there are labels.
+        labels: the label of each item: 0, 1, 2, …
+    """
+
+    classes: list[int]
+    labels: list[int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 
 class ClassSubset(torch.utils.data.Dataset[tuple[Any, int]]):
@@ -36,6 +52,13 @@ class ClassSubset(torch.utils.data.Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self._transformed(index) if self._kept is None else self._kept[index]
         return image, self.labels[index]
+
+    def copies(self, index: int, num_copies: int) -> list[Any]:
+        """Transform an image several times, and read it once."""
+        if self._kept is not None:
+            return [self._kept[index]] * num_copies
+        image, _ = self.dataset[self.indices[index]]
+        return [self.transform(image) for _ in range(num_copies)]
 
     def keep_in_memory(self) -> None:
         """Transform all images once and for all: for small images, and transforms without chance."""

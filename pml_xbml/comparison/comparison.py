@@ -6,9 +6,11 @@ from pathlib import Path
 from ..checkpoint.atomic_file import atomic_file
 from ..samplers import DisjointClassPairSampler
 from ..trunks import PrototypePoolingTrunk
+from .class_subset import ClassSubset
 from .figures import plot_differences, plot_learning_curves
 from .image_folder import check_images, open_image_folder
 from .loss_table import LOSSES
+from .models import cross_batch_loss
 from .networks import build_network
 from .paired_results import PairedResults, pair_results
 from .python_code import python_code
@@ -17,7 +19,7 @@ from .run_all import run_all
 from .run_config import RunConfig, check_same_run
 from .splits import NAMED_DATASETS, Splits, load_splits
 from .tables import footnotes, format_table, write_csv
-from .train import RESULT_FILE, cross_batch_loss
+from .train import RESULT_FILE
 from .verdict import format_recommendations, format_verdicts, judge, winning_run
 
 
@@ -107,7 +109,8 @@ def plan_runs(
         losses: names of the table ``LOSSES``.
         weights: the λ's; None takes each loss's own of the table.
         num_seeds: number of seeds, counted up from the first.
-        control: add to each XML run one whose second term is on the embeddings themselves.
+        control: add to each XML run whose second term has a loss of its own (``expressed_loss``) one in which
+            that loss is on the embeddings themselves.
 
     Returns:
         The runs, seed by seed, so that whoever stops early has compared some seeds and not some losses.
@@ -131,7 +134,15 @@ def plan_runs(
             options = {**table.cross_batch_options, **settings.loss_options}
             for weight in dict.fromkeys([table.cross_batch_weight] if weights is None else weights):
                 xml = dataclasses.replace(shared, cross_batch_weight=weight, loss_options=options)
-                runs += [xml, dataclasses.replace(xml, control=True)] if control else [xml]
+                runs.append(xml)
+                # Where the second term has no loss of its own, the control is plain training.
+                if control and options.get("expressed_loss") is not None:
+                    runs.append(dataclasses.replace(xml, control=True))
+    if control and not any(run.control for run in runs):
+        raise ValueError(
+            f"control must be left out, got True: the second term of {', '.join(losses)} has no loss of its "
+            "own, so the control is plain training; give an expressed_loss"
+        )
     return runs
 
 
@@ -172,9 +183,7 @@ def compare(
     Raises:
         ValueError: if the settings, or the images of a user's folder, cannot be trained with.
     """
-    _refuse_what_train_leaves_out(settings, control)
-    planned = plan_runs(settings, losses, weights, num_seeds, control)
-    runs = [run for run in planned if run.arm != "untouched"]
+    runs = plan_runs(settings, losses, weights, num_seeds, control)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     splits = load_splits(
@@ -201,18 +210,7 @@ def compare(
     return comparison
 
 
-def _refuse_what_train_leaves_out(settings: RunConfig, control: bool) -> None:
-    """To be removed, with the filter on untouched runs, once ``train`` knows these arms and fields."""
-    for name, asked_for in (
-        ("control", control),
-        ("freeze", settings.freeze is not None),
-        ("patience", settings.patience is not None),
-    ):
-        if asked_for:
-            raise ValueError(f"{name} must be left out: training does not know it yet")
-
-
-def _check_trainable(runs: Sequence[RunConfig], splits: Splits) -> None:
+def _check_trainable(runs: Sequence[RunConfig], splits: Splits[ClassSubset]) -> None:
     """Make once what the runs will train with: what raises here has cost no training.
 
     Args:

@@ -19,9 +19,11 @@ import faiss
 import torch
 from tqdm import tqdm
 
+from .feature_cache import CACHE_FOLDER, remove_other_caches
+from .models import MakeLoss, build_models, cache_of, cross_batch_loss, splits_of, use_frozen_stages
 from .result import Result, Split
 from .run_config import RunConfig
-from .train import MakeLoss, cross_batch_loss, train
+from .train import RESULT_FILE, train
 
 
 class RunStopped(Exception):
@@ -62,10 +64,26 @@ def run_all(
     if len(set(folders)) < len(folders):
         raise ValueError(f"runs must differ in their names, got {[run.name for run in runs]}")
     calls = [(run, run_folder, split, make_loss) for run, run_folder in zip(runs, folders, strict=True)]
+    _prepare_frozen_stages(runs, Path(folder))
     num_batches = sum(run.iterations for run in runs)
     if jobs == 1:
         return _train_here(calls, num_batches)
     return _train_in_processes(calls, num_batches, min(jobs, len(calls)))
+
+
+def _prepare_frozen_stages(runs: Sequence[RunConfig], folder: Path) -> None:
+    """Compute what the runs share before the first of them, and before other processes start."""
+    frozen = {
+        (run.freeze, run.trunk, run.pretrained or run.seed, run.copies, run.image_size, run.dataset): run
+        for run in runs
+        if run.freeze is not None and not (folder / run.name / RESULT_FILE).exists()
+    }
+    cache_folder = folder / CACHE_FOLDER
+    if frozen:
+        remove_other_caches(cache_folder, {cache_of(run, cache_folder) for run in frozen.values()})
+    for run in frozen.values():
+        trunk, _ = build_models(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        use_frozen_stages(run, trunk, splits_of(run), cache_folder)
 
 
 _Call = tuple[RunConfig, Path, Split, MakeLoss]

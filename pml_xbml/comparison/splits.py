@@ -1,10 +1,10 @@
 """Training, validation and test classes of a data set, none shared."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from pytorch_metric_learning import datasets as pml_datasets
 from torchvision import transforms
 
 from .. import datasets
-from .class_subset import ClassSubset
+from .class_subset import ClassSubset, LabeledDataset
 from .image_folder import open_image_folder
 
 #: Fixed, so that every seed, every variant and every user has the same classes in the same splits.
@@ -32,9 +32,12 @@ _NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 Transform = Callable[[Any], torch.Tensor]
 
+#: Images, or the activations that frozen stages made of them.
+Subset = TypeVar("Subset", bound=LabeledDataset, covariant=True)
+
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Generic[Subset]):
     """The data of a comparison, in the shape that PML's testers take.
 
     Attributes:
@@ -45,9 +48,9 @@ class Splits:
         test_reference: name of the split that they look in.
     """
 
-    train: ClassSubset
-    val: ClassSubset
-    test: dict[str, ClassSubset]
+    train: Subset
+    val: Subset
+    test: Mapping[str, Subset]
     test_query: str = "test"
     test_reference: str = "test"
 
@@ -77,7 +80,7 @@ def load_splits(
     train_classes: int | None = None,
     image_size: int | None = None,
     download: bool = False,
-) -> Splits:
+) -> Splits[ClassSubset]:
     """Load a data set and deal its classes.
 
     Glyphs, CUB, Cars196, SOP and In-Shop come with test classes of their own; of a folder a quarter of the
@@ -102,7 +105,7 @@ def load_splits(
 
 
 @functools.lru_cache(maxsize=1)
-def _load_small_glyphs(train_classes: int | None) -> Splits:
+def _load_small_glyphs(train_classes: int | None) -> Splits[ClassSubset]:
     """Half of a run would be transforms: all runs of a process, and those that it forks, share the images."""
     splits = _load_splits("glyphs", None, train_classes, None, False)
     for subset in (splits.train, splits.val, *splits.test.values()):
@@ -112,7 +115,7 @@ def _load_small_glyphs(train_classes: int | None) -> Splits:
 
 def _load_splits(
     dataset: str, root: str | None, train_classes: int | None, image_size: int | None, download: bool
-) -> Splits:
+) -> Splits[ClassSubset]:
     if dataset == "glyphs":
         train = datasets.Glyphs(split="train")
         tests = {"test": datasets.Glyphs(split="test")}

@@ -2,56 +2,53 @@
 
 import contextlib
 import dataclasses
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_metric_learning import losses, testers, trainers
+from pytorch_metric_learning import testers, trainers
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from ..checkpoint.atomic_file import atomic_file
-from ..losses import CrossBatchPrototypeLoss
 from ..monitoring import PrototypeHookContainer, get_record_keeper
 from ..samplers import DisjointClassPairSampler
-from ..trunks import PrototypePoolingTrunk
 from .class_subset import ClassSubset
+from .feature_cache import CACHE_FOLDER
+from .log_file import LogFile
 from .loss_table import LOSSES
-from .networks import build_network
+from .models import (
+    MakeLoss,
+    build_loss,
+    build_models,
+    build_optimizers,
+    build_schedulers,
+    cross_batch_loss,
+    keep_norms,
+    seed_everything,
+    splits_of,
+    use_frozen_stages,
+)
 from .result import METRICS, PRIMARY_METRIC, Result, Split
 from .run_config import RUN_FILE, RunConfig, check_same_run
-from .splits import Splits, load_splits
+from .splits import Splits
 
 RESULT_FILE = "result.json"
 LOG_FILE = "training.log"
 MODEL_FOLDER = "models"
 RECORD_FOLDER = "records"
 PICTURE_FOLDER = "pictures"
+CHECKPOINT_FILE = "checkpoint.pth"
 
 EVALUATION_BATCH_SIZE = 128
 
-#: Makes the loss of an XML run from the run, the loss by itself and the wrapped trunk.
-MakeLoss = Callable[[RunConfig, losses.BaseMetricLossFunction, PrototypePoolingTrunk], torch.nn.Module]
-
-
-def cross_batch_loss(
-    run: RunConfig, loss: losses.BaseMetricLossFunction, trunk: PrototypePoolingTrunk
-) -> CrossBatchPrototypeLoss:
-    """The XML loss of a run, as its settings have it."""
-    options = {"cross_batch_weight": run.cross_batch_weight, "collect_stats": True, **run.loss_options}
-    name = options.get("expressed_loss")
-    if name is not None:
-        options["expressed_loss"] = LOSSES[name].build(0, run.embedding_size)
-    return CrossBatchPrototypeLoss(loss, pooling=trunk, **options)
-
 
 def train(
-    run: RunConfig,
+    config: RunConfig,
     folder: str | Path,
     split: Split = "test",
     make_loss: MakeLoss = cross_batch_loss,
@@ -63,7 +60,7 @@ def train(
     ``numpy.random`` and PyTorch are set, globally.
 
     Args:
-        run: what to train.
+        config: what to train.
         folder: the run's own folder. It gets the settings, the result, record-keeper's and TensorBoard's
             records, and the models.
         split: "test" measures the best epoch on the test classes too; "validation" leaves them alone, as is
@@ -79,16 +76,19 @@ def train(
         ValueError: if the folder holds a run with other settings, or the run cannot be trained as asked.
     """
     folder = Path(folder)
-    check_same_run(run, folder)
+    check_same_run(config, folder)
     if (folder / RESULT_FILE).exists():
         result = Result.load(folder / RESULT_FILE)
         if result.test is not None or split == "validation":
-            on_iterations(run.iterations)
+            on_iterations(config.iterations)
             return result
     folder.mkdir(parents=True, exist_ok=True)
-    with _printing_to(folder / LOG_FILE):
-        result = _train(run, folder, split, make_loss, on_iterations)
+    with LogFile(folder / LOG_FILE) as log, contextlib.redirect_stderr(log):
+        result = _train(config, folder, split, make_loss, on_iterations)
     result.save(folder / RESULT_FILE)
+    if split == "test":
+        # Nothing is left to go on with, and the best models are kept.
+        (folder / MODEL_FOLDER / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
 
 
@@ -108,7 +108,7 @@ class LoadedRun:
     best_epoch: int
     trunk: torch.nn.Module
     embedder: torch.nn.Module
-    splits: Splits
+    splits: Splits[ClassSubset]
 
 
 def load_run(folder: str | Path) -> LoadedRun:
@@ -136,33 +136,95 @@ def load_run(folder: str | Path) -> LoadedRun:
             f"the run in {str(folder)!r} has no model yet: it was stopped before its first validation"
         )
     cpu = torch.device("cpu")
-    trunk, embedder = _build_models(run, cpu)
+    trunk, embedder = build_models(run, cpu)
     _load_models({"trunk": trunk, "embedder": embedder}, suffix, folder, cpu)
-    return LoadedRun(run, best_epoch, trunk.eval(), embedder.eval(), _load_splits(run))
+    return LoadedRun(run, best_epoch, trunk.eval(), embedder.eval(), splits_of(run))
+
+
+class _HookContainer(PrototypeHookContainer):
+    """Keeps the best trunk and embedder alone: the checkpoint holds all that the latest ones are part of."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.saveable_trainer_objects = ["models"]
+
+    def save_models(
+        self, trainer: Any, model_folder: str, curr_suffix: int | str, prev_suffix: int | str | None = None
+    ) -> None:
+        if str(curr_suffix).startswith("best"):
+            super().save_models(trainer, model_folder, curr_suffix, prev_suffix)
+
+
+@dataclass
+class _Parts:
+    """What a run is trained with."""
+
+    trainer: trainers.MetricLossOnly
+    tester: testers.GlobalEmbeddingSpaceTester
+    hooks: _HookContainer
+    splits: Splits[Any]
+    record_keeper: Any
+    cover_radius: float | None
 
 
 def _train(
-    run: RunConfig, folder: Path, split: Split, make_loss: MakeLoss, on_iterations: Callable[[int], object]
+    config: RunConfig,
+    folder: Path,
+    split: Split,
+    make_loss: MakeLoss,
+    on_iterations: Callable[[int], object],
 ) -> Result:
     started = time.monotonic()
+    if config.arm == "untouched":
+        best_epoch, validation, test = 0, *_evaluate_untouched(config, folder, split)
+        history, cover_radius = {metric: [value] for metric, value in validation.items()}, None
+    else:
+        parts = _build(config, folder, make_loss, on_iterations)
+        try:
+            history, best_epoch = _fit(config, parts, folder, on_iterations)
+            test = _evaluate(parts, best_epoch, folder) if split == "test" else None
+        except BaseException:
+            # Ctrl-C in the middle of a save leaves it half done, and saving again may fail. That must not
+            # hide what ended the run; a resumed one goes on from its checkpoint.
+            with contextlib.suppress(Exception):
+                parts.record_keeper.save_records()
+            raise
+        else:
+            parts.record_keeper.save_records()
+        finally:
+            parts.record_keeper.tensorboard_writer.close()
+        validation = {metric: values[best_epoch - 1] for metric, values in history.items()}
+        cover_radius = parts.cover_radius
+    return Result(
+        run=config,
+        best_epoch=best_epoch,
+        validation=validation,
+        test=test,
+        history=history,
+        cover_radius=cover_radius,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _build(
+    config: RunConfig, folder: Path, make_loss: MakeLoss, on_iterations: Callable[[int], object]
+) -> _Parts:
     device = c_f.use_cuda_if_available()
-    splits = _load_splits(run)
-    models, loss, cover_radius = _build_trainable(run, splits.train, make_loss, device)
+    trunk, embedder = build_models(config, device)
+    splits = use_frozen_stages(config, trunk, splits_of(config), folder.parent / CACHE_FOLDER)
+    loss, cover_radius = build_loss(config, trunk, splits.train, make_loss)
+    keep_norms(config, trunk)
     # The event files are in the run's own folder, so that TensorBoard gives the run its name.
     record_keeper = get_record_keeper(folder / RECORD_FOLDER, folder)
-    hooks = PrototypeHookContainer(
+    hooks = _HookContainer(
         record_keeper,
         primary_metric=PRIMARY_METRIC,
         log_freq=10,
-        picture_interval=max(1, run.epochs // 2),
+        # Activations of frozen stages are no pictures to look at.
+        picture_interval=max(1, config.epochs // 2) if config.freeze is None else None,
         picture_folder=folder / PICTURE_FOLDER,
     )
-    tester = testers.GlobalEmbeddingSpaceTester(
-        batch_size=EVALUATION_BATCH_SIZE,
-        dataloader_num_workers=run.dataloader_num_workers,
-        end_of_testing_hook=hooks.end_of_testing_hook,
-        accuracy_calculator=AccuracyCalculator(include=tuple(METRICS), k="max_bin_count"),
-    )
+    tester = _build_tester(config, hooks.end_of_testing_hook)
     # A run that is resumed after its last epoch asks for its validation history without validating again.
     tester.reference_split_names["val"] = ["val"]
 
@@ -170,152 +232,107 @@ def _train(
         hooks.end_of_iteration_hook(trainer)
         on_iterations(1)
 
+    models = {"trunk": trunk, "embedder": embedder}
+    loss = loss.to(device)
+    build_miner = LOSSES[config.loss].build_miner
     trainer = trainers.MetricLossOnly(
         models=models,
-        optimizers=_build_optimizers(run, models, loss),
-        batch_size=run.batch_size,
+        optimizers=build_optimizers(config, models, loss),
+        batch_size=config.batch_size,
         loss_funcs={"metric_loss": loss},
-        mining_funcs=_build_miners(run),
+        mining_funcs={} if build_miner is None else {"tuple_miner": build_miner()},
         dataset=splits.train,
-        iterations_per_epoch=run.iterations_per_epoch,
+        iterations_per_epoch=config.iterations_per_epoch,
         sampler=DisjointClassPairSampler(
             splits.train.labels,
-            m=run.samples_per_class,
-            batch_size=run.batch_size,
-            length_before_new_iter=run.iterations * run.batch_size,
-            seed=run.seed,
+            m=config.samples_per_class,
+            batch_size=config.batch_size,
+            length_before_new_iter=config.iterations * config.batch_size,
+            seed=config.seed,
         ),
-        dataloader_num_workers=run.dataloader_num_workers,
+        dataloader_num_workers=config.dataloader_num_workers,
         end_of_iteration_hook=end_of_iteration_hook,
-        end_of_epoch_hook=hooks.end_of_epoch_hook(tester, {"val": splits.val}, str(folder / MODEL_FOLDER)),
+        end_of_epoch_hook=hooks.end_of_epoch_hook(
+            tester,
+            {"val": splits.val},
+            str(folder / MODEL_FOLDER),
+            # PML stops after one validation more.
+            patience=None if config.patience is None else config.patience - 1,
+        ),
     )
-    trainer.lr_schedulers = _build_schedulers(run, trainer.optimizers)
+    trainer.lr_schedulers = build_schedulers(config, trainer.optimizers)
+    return _Parts(trainer, tester, hooks, splits, record_keeper, cover_radius)
+
+
+def _fit(
+    config: RunConfig, parts: _Parts, folder: Path, on_iterations: Callable[[int], object]
+) -> tuple[dict[str, list[float]], int]:
+    """Train to the end; the validation metrics of each epoch, and the best epoch."""
     # Not before: settings that cannot be trained with may be mended in the same folder.
     with atomic_file(folder / RUN_FILE) as file:
-        file.write(run.to_json().encode())
+        file.write(config.to_json().encode())
     # Whatever an XML run drew so far for its prototypes, from here on it draws what a plain one does.
-    _seed_everything(run.seed)
-    start_epoch = hooks.resume(trainer, str(folder / MODEL_FOLDER))
+    seed_everything(config.seed)
+    start_epoch = parts.hooks.resume(parts.trainer, str(folder / MODEL_FOLDER))
     if start_epoch == 1:
-        record_keeper.record_run_settings(dataclasses.asdict(run), METRICS)
-    on_iterations((start_epoch - 1) * run.iterations_per_epoch)
-    try:
-        trainer.train(start_epoch, run.epochs)
-        history = hooks.get_accuracy_history(tester, "val", metrics=list(METRICS))
-        by_metric = {metric: history[tester.accuracies_keyname(metric)] for metric in METRICS}
-        best = int(np.argmax(by_metric[PRIMARY_METRIC]))
-        best_epoch = history["epoch"][best]
-        test = None
-        if split == "test":
-            _load_models(models, f"best{best_epoch}", folder, device)
-            tester.test(
-                splits.test, best_epoch, models["trunk"], models["embedder"],
-                splits_to_eval=[(splits.test_query, [splits.test_reference])],
-            )  # fmt: skip
-            accuracies = tester.all_accuracies[splits.test_query]
-            test = {metric: float(accuracies[tester.accuracies_keyname(metric)]) for metric in METRICS}
-    except BaseException:
-        # Ctrl-C in the middle of a save leaves it half done, and saving again may fail. That must not hide
-        # what ended the run; a resumed one goes on from its checkpoint.
-        with contextlib.suppress(Exception):
-            record_keeper.save_records()
-        raise
-    else:
-        record_keeper.save_records()
-    finally:
-        record_keeper.tensorboard_writer.close()
-    return Result(
-        run=run,
-        best_epoch=best_epoch,
-        validation={metric: values[best] for metric, values in by_metric.items()},
-        test=test,
-        history=by_metric,
-        cover_radius=cover_radius,
-        seconds=time.monotonic() - started,
+        parts.record_keeper.record_run_settings(dataclasses.asdict(config), METRICS)
+    on_iterations(min(start_epoch - 1, config.epochs) * config.iterations_per_epoch)
+    parts.trainer.train(start_epoch, config.epochs)
+    history = parts.hooks.get_accuracy_history(parts.tester, "val", metrics=list(METRICS))
+    by_metric = {metric: history[parts.tester.accuracies_keyname(metric)] for metric in METRICS}
+    if start_epoch <= config.epochs:
+        # What patience left out.
+        on_iterations((config.epochs - len(history["epoch"])) * config.iterations_per_epoch)
+    return by_metric, history["epoch"][int(np.argmax(by_metric[PRIMARY_METRIC]))]
+
+
+def _evaluate(parts: _Parts, best_epoch: int, folder: Path) -> dict[str, float]:
+    """The metrics of the best epoch on the test classes."""
+    models = parts.trainer.models
+    _load_models(models, f"best{best_epoch}", folder, next(models["embedder"].parameters()).device)
+    return _measure(parts.tester, parts.splits, models, best_epoch)
+
+
+def _evaluate_untouched(
+    config: RunConfig, folder: Path, split: Split
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """The metrics of the pooled features on validation and test classes."""
+    trunk, embedder = build_models(config, c_f.use_cuda_if_available())
+    splits = use_frozen_stages(config, trunk, splits_of(config), folder.parent / CACHE_FOLDER)
+    with atomic_file(folder / RUN_FILE) as file:
+        file.write(config.to_json().encode())
+    models = {"trunk": trunk, "embedder": embedder}
+    validation = _measure(
+        _build_tester(config), Splits(splits.train, splits.val, {"test": splits.val}), models, 0
+    )
+    test = _measure(_build_tester(config), splits, models, 0) if split == "test" else None
+    return validation, test
+
+
+def _build_tester(config: RunConfig, hook: Any = None) -> testers.GlobalEmbeddingSpaceTester:
+    return testers.GlobalEmbeddingSpaceTester(
+        batch_size=EVALUATION_BATCH_SIZE,
+        dataloader_num_workers=config.dataloader_num_workers,
+        end_of_testing_hook=hook,
+        accuracy_calculator=AccuracyCalculator(include=tuple(METRICS), k="max_bin_count"),
     )
 
 
-def _load_splits(run: RunConfig) -> Splits:
-    return load_splits(run.dataset, run.root, run.train_classes, run.image_size)
+def _measure(
+    tester: testers.GlobalEmbeddingSpaceTester,
+    splits: Splits[Any],
+    models: Mapping[str, torch.nn.Module],
+    epoch: int,
+) -> dict[str, float]:
+    tester.test(
+        splits.test, epoch, models["trunk"], models["embedder"],
+        splits_to_eval=[(splits.test_query, [splits.test_reference])],
+    )  # fmt: skip
+    accuracies = tester.all_accuracies[splits.test_query]
+    return {metric: float(accuracies[tester.accuracies_keyname(metric)]) for metric in METRICS}
 
 
-def _build_models(run: RunConfig, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Trunk and embedder, with the same weights for plain and XML, whose prototypes are drawn apart."""
-    _seed_everything(run.seed)
-    pooling_options = {"collect_stats": True, **run.pooling_options}
-    wrapped = PrototypePoolingTrunk(build_network(run.trunk, run.pretrained), **pooling_options)
-    embedder = torch.nn.Linear(wrapped.num_features, run.embedding_size)
-    trunk = wrapped.unwrap() if run.arm != "xml" else wrapped
-    if device.type == "cpu":
-        # There convolutions and poolings take less time so, those of small and mobile networks most.
-        trunk.to(memory_format=torch.channels_last)
-    return trunk.to(device), embedder.to(device)
-
-
-def _build_trainable(
-    run: RunConfig, train: ClassSubset, make_loss: MakeLoss, device: torch.device
-) -> tuple[dict[str, torch.nn.Module], torch.nn.Module, float | None]:
-    trunk, embedder = _build_models(run, device)
-    loss: torch.nn.Module = LOSSES[run.loss].build(len(train.classes), run.embedding_size)
-    cover_radius = None
-    if isinstance(trunk, PrototypePoolingTrunk):
-        if run.prototype_images:
-            chosen = np.random.default_rng(run.seed).permutation(len(train))[: run.prototype_images]
-            cover_radius = trunk.init_prototypes(torch.stack([train[index][0] for index in chosen]))
-        loss = make_loss(run, loss, trunk)
-    return {"trunk": trunk, "embedder": embedder}, loss.to(device), cover_radius
-
-
-def _build_optimizers(
-    run: RunConfig, models: dict[str, torch.nn.Module], loss: torch.nn.Module
-) -> dict[str, torch.optim.Optimizer]:
-    trunk = models["trunk"]
-    prototypes = [trunk.prototypes] if isinstance(trunk, PrototypePoolingTrunk) else []
-    backbone = [p for p in trunk.parameters() if all(p is not prototype for prototype in prototypes)]
-    groups: list[dict[str, Any]] = [
-        {"params": backbone},
-        {"params": prototypes, "lr": run.prototypes_learning_rate},
-    ]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "trunk_optimizer": torch.optim.Adam(groups, lr=run.trunk_learning_rate),
-        "embedder_optimizer": torch.optim.Adam(
-            models["embedder"].parameters(), lr=run.embedder_learning_rate
-        ),
-    }
-    loss_learning_rate = LOSSES[run.loss].learning_rate
-    if loss_learning_rate is not None:
-        optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), lr=loss_learning_rate)
-    return optimizers
-
-
-def _build_schedulers(run: RunConfig, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
-    if run.schedule == "constant":
-        return {}
-    return {
-        name.replace("_optimizer", "_scheduler_by_iteration"): torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=run.iterations
-        )
-        for name, optimizer in optimizers.items()
-    }
-
-
-def _build_miners(run: RunConfig) -> dict[str, Any]:
-    build_miner = LOSSES[run.loss].build_miner
-    return {} if build_miner is None else {"tuple_miner": build_miner()}
-
-
-def _load_models(models: dict[str, torch.nn.Module], suffix: str, folder: Path, device: torch.device) -> None:
+def _load_models(
+    models: Mapping[str, torch.nn.Module], suffix: str, folder: Path, device: torch.device
+) -> None:
     c_f.load_dict_of_models(models, suffix, str(folder / MODEL_FOLDER), device, assert_success=True)
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  PML's losses and miners draw from the global generator
-    torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
-    """PML's trainer and tester draw a progress bar an epoch and take no option against it."""
-    with open(path, "a") as file, contextlib.redirect_stderr(file):
-        yield

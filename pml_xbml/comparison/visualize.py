@@ -8,7 +8,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .. import monitoring
 from ..trunks import PrototypePoolingTrunk
-from .train import PICTURE_FOLDER, LoadedRun, cross_batch_loss, load_run
+from .models import cross_batch_loss
+from .train import PICTURE_FOLDER, LoadedRun, load_run
 
 
 class _ImageFiles(Dataset[tuple[Any, int]]):

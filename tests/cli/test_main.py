@@ -221,9 +221,6 @@ def refused(line, capsys):
         (["demo", "--iterations", "250"], "--iterations must be a multiple of --iterations-per-epoch"),
         (["compare", "--trunk", "resnet1800"], "--trunk must be 'small'"),
         (["compare", "--batch-size", "30"], "--batch-size must be a multiple of 2"),
-        (["compare", "--freeze", "auto"], "--freeze must be left out: training does not know it yet"),
-        (["compare", "--patience", "2"], "--patience must be left out: training does not know it yet"),
-        (["compare", "--control"], "control must be left out: training does not know it yet"),
         (["compare", "--schedule", "cosin"], "must be one of cosine, constant, got 'cosin'; did you mean"),
     ],
 )

@@ -56,8 +56,16 @@ def test_with_pretrained_weights_nothing_is_centred(tiny_run, loss):
     assert asked_for.loss_options["center_histograms"]
 
 
+def test_a_control_that_is_plain_training_is_not_planned(tiny_run):
+    with pytest.raises(ValueError, match=r"control must be left out.*triplet has no loss of its own"):
+        plan_runs(tiny_run, ["triplet"], [0.1], num_seeds=1, control=True)
+    arms = [run.arm for run in plan_runs(tiny_run, ["triplet", "proxy_nca"], None, 1, control=True)]
+    assert arms == ["plain", "xml", "plain", "xml", "control"]
+
+
 def test_plan_with_a_control(tiny_run):
-    runs = plan_runs(tiny_run, ["triplet"], [0.1, 0.3], num_seeds=1, control=True)
+    settings = dataclasses.replace(tiny_run, loss_options={"expressed_loss": "contrastive"})
+    runs = plan_runs(settings, ["triplet"], [0.1, 0.3], num_seeds=1, control=True)
     assert [(run.arm, run.cross_batch_weight) for run in runs] == [
         ("plain", None),
         ("xml", 0.1),

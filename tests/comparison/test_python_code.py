@@ -8,8 +8,8 @@ from pytorch_metric_learning import losses as pml_losses
 
 from pml_xbml.comparison import LOSSES, RunConfig
 from pml_xbml.comparison.loss_table import LossSettings
+from pml_xbml.comparison.models import cross_batch_loss
 from pml_xbml.comparison.python_code import python_code
-from pml_xbml.comparison.train import cross_batch_loss
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePoolingTrunk

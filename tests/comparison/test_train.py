@@ -7,7 +7,7 @@ from pytorch_metric_learning import losses, testers, trainers
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from pml_xbml.comparison import LOSSES, LoadedRun, Result, load_run, train
-from pml_xbml.comparison.train import cross_batch_loss
+from pml_xbml.comparison.models import build_models, control_loss, cross_batch_loss, splits_of
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.trunks import PrototypePooling, PrototypePoolingTrunk
 
@@ -32,6 +32,10 @@ def seen(monkeypatch):
     monkeypatch.setattr(trainers.MetricLossOnly, "calculate_loss", recording)
     monkeypatch.setattr(trainers.MetricLossOnly, "compute_embeddings", recording_embeddings)
     return batches
+
+
+def checkpoint(folder):
+    return torch.load(folder / "models" / "checkpoint.pth", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,7 @@ def test_a_weight_of_zero_trains_what_plain_training_does(tiny_run, tmp_path, lo
     assert zero_result.history == plain_result.history
     assert zero_result.test == plain_result.test
     plain_embedder, zero_embedder = (
-        torch.load(tmp_path / name / "models" / "embedder_3.pth", weights_only=True)
-        for name in ("plain", "zero")
+        load_run(tmp_path / name).embedder.state_dict() for name in ("plain", "zero")
     )
     assert all(torch.equal(plain_embedder[name], zero_embedder[name]) for name in plain_embedder)
 
@@ -84,11 +87,12 @@ def test_a_seed_repeats_its_result_and_another_does_not(tiny_xml_run, xml_result
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_of_the_table_trains(tiny_xml_run, tmp_path, loss):
     run = dataclasses.replace(tiny_xml_run, loss=loss, iterations=2)
-    result = train(run, tmp_path)
-    assert 0 <= result.test["mean_average_precision_at_r"] <= 1
-    losses = torch.load(tmp_path / "models" / "metric_loss_1.pth", weights_only=True)
-    optimizer = tmp_path / "models" / "metric_loss_optimizer_1.pth"
-    assert bool(losses) == optimizer.exists() == (LOSSES[loss].learning_rate is not None)
+    result = train(run, tmp_path, split="validation")
+    assert 0 <= result.validation["mean_average_precision_at_r"] <= 1
+    state = checkpoint(tmp_path)
+    is_learned = LOSSES[loss].learning_rate is not None
+    assert bool(state["loss_funcs"]["metric_loss"]) == is_learned
+    assert ("metric_loss_optimizer" in state["optimizers"]) == is_learned
 
 
 @pytest.mark.parametrize("trunk", ["mobilenet_v3_small", "test_resnet.r160_in1k"])
@@ -101,16 +105,16 @@ def test_trunks_of_torchvision_and_timm_train(tiny_run, tiny_xml_run, tmp_path, 
 
 
 def test_proxies_are_learned(tiny_xml_run, tmp_path):
-    train(dataclasses.replace(tiny_xml_run, loss="proxy_anchor", schedule="constant"), tmp_path)
-    optimizer = torch.load(tmp_path / "models" / "metric_loss_optimizer_3.pth", weights_only=True)
+    train(dataclasses.replace(tiny_xml_run, loss="proxy_anchor", schedule="constant"), tmp_path, "validation")
+    optimizer = checkpoint(tmp_path)["optimizers"]["metric_loss_optimizer"]
     assert optimizer["param_groups"][0]["lr"] == LOSSES["proxy_anchor"].learning_rate
     assert optimizer["state"][0]["step"] == 6
 
 
-def test_cosine_schedule_ends_at_zero(xml_result):
-    _, folder = xml_result
+def test_cosine_schedule_ends_at_zero(tiny_xml_run, tmp_path):
+    train(tiny_xml_run, tmp_path, split="validation")
     for name in ("trunk", "embedder"):
-        optimizer = torch.load(folder / "models" / f"{name}_optimizer_3.pth", weights_only=True)
+        optimizer = checkpoint(tmp_path)["optimizers"][f"{name}_optimizer"]
         assert optimizer["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
@@ -226,11 +230,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
     assert sum(resumed_counts) == run.iterations
     # Whole epochs are not trained again.
     assert resumed_counts[0] == (killed_after - 1) // 2 * 2
-    for name in ("trunk_3.pth", "embedder_3.pth"):
-        states = [
-            torch.load(tmp_path / side / "models" / name, weights_only=True)
-            for side in ("unbroken", "broken")
-        ]
+    for name in ("trunk", "embedder"):
+        states = [getattr(load_run(tmp_path / side), name).state_dict() for side in ("unbroken", "broken")]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -287,3 +288,67 @@ def test_prototypes_have_a_learning_rate_of_their_own(tiny_xml_run, tmp_path, ra
     distance = (trunks[0].prototypes - starts[0]).abs().max()
     # Adam's first steps are as long as the learning rate.
     assert distance == 0 if rate == 0 else distance > 0.05
+
+
+def test_a_finished_run_keeps_its_best_models_once(xml_result):
+    result, folder = xml_result
+    names = {path.name for path in (folder / "models").iterdir()}
+    assert names == {f"{name}_best{result.best_epoch}.pth" for name in ("trunk", "embedder")}
+
+
+def test_the_log_holds_each_progress_bar_once(xml_result):
+    _, folder = xml_result
+    text = (folder / "training.log").read_text()
+    assert "\r" not in text
+    assert len([line for line in text.splitlines() if "total_loss" in line]) == 3
+
+
+def test_patience_ends_a_run_and_counts_all_of_it(tiny_run, tmp_path):
+    run = dataclasses.replace(
+        tiny_run,
+        iterations=40,
+        patience=2,
+        learning_rate=0.0,
+        embedder_learning_rate=0.0,
+        freeze_norms=True,
+    )
+    counts = []
+    result = train(run, tmp_path, split="validation", on_iterations=counts.append)
+    # Nothing learns, so the first epoch stays the best.
+    assert (result.best_epoch, len(result.history["precision_at_1"])) == (1, 3)
+    assert sum(counts) == run.iterations
+    resumed = []
+    (tmp_path / "result.json").unlink()
+    again = train(run, tmp_path, split="validation", on_iterations=resumed.append)
+    assert (again.history, sum(resumed)) == (result.history, run.iterations)
+
+
+def test_the_untouched_network_is_measured_as_it_is(tiny_run, tmp_path):
+    run = dataclasses.replace(tiny_run, iterations=0)
+    counts = []
+    result = train(run, tmp_path / "untouched", on_iterations=counts.append)
+    assert result.best_epoch == 0
+    assert result.history == {metric: [value] for metric, value in result.validation.items()}
+    trunk, _ = build_models(run, torch.device("cpu"))
+    tester = testers.GlobalEmbeddingSpaceTester(
+        dataloader_num_workers=0, accuracy_calculator=AccuracyCalculator(include=tuple(result.test), k=None)
+    )
+    test = splits_of(run).test
+    accuracies = tester.test(test, 0, trunk.eval(), torch.nn.Identity())["test"]
+    assert {metric: accuracies[f"{metric}_level0"] for metric in result.test} == pytest.approx(result.test)
+    validation = train(run, tmp_path / "validation", split="validation")
+    assert (validation.validation, validation.test) == (result.validation, None)
+
+
+def test_the_control_is_the_second_loss_on_the_embeddings(tiny_xml_run, tmp_path):
+    run = dataclasses.replace(
+        tiny_xml_run, loss="triplet", control=True, loss_options={"expressed_loss": "contrastive"}
+    )
+    triplet, contrastive = (LOSSES[name].build(4, 8) for name in ("triplet", "contrastive"))
+    embeddings, labels = torch.randn(8, 8), torch.arange(8) // 2
+    weight = run.cross_batch_weight
+    expected = (1 - weight) * triplet(embeddings, labels) + weight * contrastive(embeddings, labels)
+    assert control_loss(run, triplet)(embeddings, labels) == pytest.approx(float(expected), rel=1e-5)
+    result = train(run, tmp_path)
+    assert not isinstance(load_run(tmp_path).trunk, PrototypePoolingTrunk)
+    assert result.run.arm == "control"
