@@ -18,9 +18,9 @@ def build_network(name: str, weights: str | None = None) -> nn.Module:
     """Build a backbone by name.
 
     Args:
-        name: "small"; a model of torchvision or (when it is installed) of timm; or "package.module:function" or
-            "path/to/file.py:function", a function without arguments that returns the network: one that
-            averages feature maps or tokens, or gives them.
+        name: "small"; a model of torchvision or (when it is installed) of timm; or a function without
+            arguments that returns the network, "package.module:function" or "path/to/file.py:function". The
+            network averages feature maps or tokens, or gives them.
         weights: None for random weights; a file with a state dict; or a name that the library knows:
             torchvision's, such as "IMAGENET1K_V2", or "DEFAULT", which timm's pretrained weights go by too.
 
