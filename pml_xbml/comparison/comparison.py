@@ -8,7 +8,7 @@ from ..samplers import DisjointClassPairSampler
 from ..trunks import PrototypePoolingTrunk
 from .class_subset import ClassSubset
 from .figures import plot_differences, plot_learning_curves
-from .image_folder import check_images, open_image_folder
+from .image_folder import check_images, open_image_folders
 from .loss_table import LOSSES
 from .models import cross_batch_loss
 from .networks import build_network
@@ -195,7 +195,7 @@ def compare(
     for run, folder in zip(runs, folders, strict=True):
         check_same_run(run, folder)
     if settings.dataset not in NAMED_DATASETS:
-        check_images(open_image_folder(settings.dataset))
+        check_images(open_image_folders(settings.dataset).values())
     unfinished.folder.mkdir(parents=True, exist_ok=True)
     try:
         results = run_all(runs, unfinished.runs_folder, jobs, split)

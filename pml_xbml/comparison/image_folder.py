@@ -1,27 +1,78 @@
 """A user's own images, checked before anything is trained on them."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from ..datasets._images import open_image
+
 #: Training, validation and test need two classes each.
 FEWEST_CLASSES = 6
+#: The side of the images that are trained on, where theirs are not smaller.
+LARGEST_DEFAULT_SIZE = 224
+
+_PARTS = ("train", "val", "test", "query", "gallery")
+_SIZED_IMAGES = 100
+_SHOWN = 5
 
 
-def open_image_folder(folder: str | Path) -> ImageFolder:
+def open_image_folders(folder: str | Path) -> dict[str, ImageFolder]:
+    """Open a folder of images, with the split that it has.
+
+    Args:
+        folder: holds one folder of images a class; or ``train``, perhaps ``val``, and ``test`` or ``query``
+            and ``gallery``, each of which does.
+
+    Returns:
+        The data sets by the names of these folders, "all" for one without a split. Each has ``labels``, which
+        are the same for the same class in all of them.
+
+    Raises:
+        ValueError: if a folder is not there, has too few classes or images, or a split shares classes.
+    """
+    folder = Path(folder)
+    names = [name for name in _PARTS if _holds_folders(folder / name)]
+    if "train" not in names or len(set(names) - {"train", "val"}) == 0:
+        parts = {"all": open_image_folder(folder)}
+    else:
+        _check_parts(folder, names)
+        fewest_of_train = 2 if "val" in names else 4
+        parts = {
+            name: open_image_folder(
+                folder / name,
+                fewest_classes=fewest_of_train if name == "train" else 2,
+                fewest_images=1 if name in ("query", "gallery") else 2,
+            )
+            for name in names
+        }
+        _check_disjoint(parts)
+    names_of_classes = sorted({name for part in parts.values() for name in part.classes})
+    labels = {name: label for label, name in enumerate(names_of_classes)}
+    for part in parts.values():
+        part.labels = [labels[part.classes[target]] for target in part.targets]
+    return parts
+
+
+def open_image_folder(
+    folder: str | Path, fewest_classes: int = FEWEST_CLASSES, fewest_images: int = 2
+) -> ImageFolder:
     """Open a folder that holds one folder of images a class.
 
     Args:
         folder: the folder, laid out as torchvision's ``ImageFolder`` expects.
+        fewest_classes: how many classes it must have.
+        fewest_images: how many images each of them must have.
 
     Returns:
-        The data set, which gives ``(image, label)``.
+        The data set, which gives ``(image, label)``, images as 8-bit RGB.
 
     Raises:
-        ValueError: if the folder is not there, has too few classes, or a class has fewer than two images.
+        ValueError: if the folder is not there, has too few classes, or a class has too few images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -29,41 +80,101 @@ def open_image_folder(folder: str | Path) -> ImageFolder:
             f"dataset: there is no folder {str(folder)!r}; give a folder with one folder of images a class"
         )
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    if len(classes) < FEWEST_CLASSES:
+    if len(classes) < fewest_classes:
         raise ValueError(
-            f"dataset: {str(folder)!r} has {len(classes)} class folder(s) ({_names(classes)}); training, "
-            f"validation and test share no class and need two each, so at least {FEWEST_CLASSES}"
+            f"dataset: {str(folder)!r} has {len(classes)} class folder(s) ({_listed(classes)}); training, "
+            f"validation and test share no class and need two each, so at least {fewest_classes}"
         )
     for class_folder in classes:
         num_images = sum(path.suffix.lower() in IMG_EXTENSIONS for path in class_folder.rglob("*"))
-        if num_images < 2:
+        if num_images < fewest_images:
             raise ValueError(
                 f"dataset: the class folder {str(class_folder)!r} has {num_images} image(s); retrieval "
-                f"needs at least two a class, in one of the formats {', '.join(IMG_EXTENSIONS)}"
+                f"needs at least {fewest_images} a class, in one of the formats {', '.join(IMG_EXTENSIONS)}"
             )
-    return ImageFolder(str(folder))
+    return ImageFolder(str(folder), loader=open_image)
 
 
-def check_images(dataset: ImageFolder) -> None:
+def default_image_size(dataset: ImageFolder) -> int:
+    """224, or the median shorter side of the images where that is smaller, in pixels."""
+    step = max(1, len(dataset.samples) // _SIZED_IMAGES)
+    sides = []
+    for path, _ in dataset.samples[::step]:
+        try:
+            with Image.open(path) as image:
+                sides.append(min(image.size))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # check_images names it
+    return min(LARGEST_DEFAULT_SIZE, int(median(sides))) if sides else LARGEST_DEFAULT_SIZE
+
+
+def check_images(datasets: Iterable[ImageFolder]) -> None:
     """Read every image to its end, so that a broken one is found before training and not in its middle.
 
     Args:
-        dataset: what :func:`open_image_folder` returned.
+        datasets: what :func:`open_image_folders` returned.
 
     Raises:
-        ValueError: if an image cannot be read; the message names it.
+        ValueError: if images cannot be read; the message names them.
     """
-    for path, _ in tqdm(dataset.samples, desc="checking images", unit="image", leave=False):
+    paths = [path for dataset in datasets for path, _ in dataset.samples]
+    broken = []
+    for path in tqdm(paths, desc="checking images", unit="image", leave=False):
         try:
             with Image.open(path) as image:
-                # JPEG decodes at an eighth of its size many times faster, and still reads all of the file.
-                image.draft("RGB", (image.width // 8, image.height // 8))
-                image.load()
+                if image.mode in ("RGB", "L", "RGBA", "P"):
+                    # JPEG decodes at an eighth of its size many times faster, and still reads the whole file.
+                    image.draft("RGB", (image.width // 8, image.height // 8))
+                    image.load()
+                    continue
+            open_image(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            broken.append(f"{path!r} ({error})")
+    if broken:
+        raise ValueError(
+            f"dataset: {len(broken)} image(s) cannot be read; mend or remove them: {', '.join(broken)}"
+        )
+
+
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+
+
+def _check_parts(folder: Path, names: list[str]) -> None:
+    evaluated = [name for name in names if name not in ("train", "val")]
+    if evaluated not in (["test"], ["query", "gallery"]):
+        raise ValueError(
+            f"dataset: {str(folder)!r} must have train/ and either test/ or query/ and gallery/ (and val/ if "
+            f"you like), got {', '.join(f'{name}/' for name in names)}"
+        )
+
+
+def _check_disjoint(parts: dict[str, ImageFolder]) -> None:
+    classes = {name: set(part.classes) for name, part in parts.items()}
+    evaluated = set().union(*(classes[name] for name in classes if name not in ("train", "val")))
+    pairs = [("train", "val"), ("train", "test"), ("val", "test")]
+    groups = {"train": classes["train"], "val": classes.get("val", set()), "test": evaluated}
+    for one, other in pairs:
+        shared = groups[one] & groups[other]
+        if shared and shared == groups[other]:
             raise ValueError(
-                f"dataset: the image {path!r} cannot be read ({error}); mend or remove it"
-            ) from error
+                f"dataset: all classes of {other} are in {one} too, the split of closed-set retrieval. Here "
+                "a network is measured on classes that it was not trained on: give the splits different "
+                "classes, or one folder without a split"
+            )
+        if shared:
+            raise ValueError(f"dataset: {one} and {other} must share no class, got {_few(shared)} in both")
+    missing = classes.get("query", set()) - classes.get("gallery", set())
+    if missing:
+        raise ValueError(
+            f"dataset: every class of query must be in gallery, got {_few(missing)} in query alone"
+        )
 
 
-def _names(folders: list[Path]) -> str:
+def _few(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _listed(folders: list[Path]) -> str:
     return ", ".join(folder.name for folder in folders) or "none"

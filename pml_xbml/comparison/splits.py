@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from pytorch_metric_learning import datasets as pml_datasets
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from .. import datasets
 from .class_subset import ClassSubset, LabeledDataset
-from .image_folder import open_image_folder
+from .image_folder import LARGEST_DEFAULT_SIZE, default_image_size, open_image_folders
 
 #: Fixed, so that every seed, every variant and every user has the same classes in the same splits.
 CLASS_SPLIT_SEED = 2307
@@ -83,14 +84,16 @@ def load_splits(
 ) -> Splits[ClassSubset]:
     """Load a data set and deal its classes.
 
-    Glyphs, CUB, Cars196, SOP and In-Shop come with test classes of their own; of a folder a quarter of the
+    Glyphs, CUB, Cars196, SOP and In-Shop come with test classes of their own, and so may a folder, see
+    :func:`~pml_xbml.comparison.image_folder.open_image_folders`; of one without a split a quarter of the
     classes is for testing. Of the others ``train_classes`` are trained on, and the rest validates.
 
     Args:
         dataset: "glyphs", "cub", "cars196", "sop", "inshop", or a folder with one folder of images a class.
         root: the folder of CUB, Cars196, SOP or In-Shop.
         train_classes: number of classes to train on; None is three quarters of those not for testing.
-        image_size: side of the images in pixels; None is 224, and 32 for glyphs.
+        image_size: side of the images in pixels; None is 224, that of a folder's images where they are
+            smaller, and 32 for glyphs.
         download: let PML download CUB, Cars196 or SOP into ``root``.
 
     Returns:
@@ -119,37 +122,80 @@ def _load_splits(
     if dataset == "glyphs":
         train = datasets.Glyphs(split="train")
         tests = {"test": datasets.Glyphs(split="test")}
-        for_training = for_evaluation = _glyph_transform(image_size)
+    elif dataset in _PML_DATASETS:
+        make, folder = _PML_DATASETS[dataset], _folder_of(dataset, root, download)
+        train, tests = make(folder, "train", download=download), {"test": make(folder, "test")}
+    elif dataset == "inshop":
+        folder = _folder_of(dataset, root, download)
+        train = datasets.InShop(folder, "train", download=download)
+        tests = {split: datasets.InShop(folder, split) for split in ("query", "gallery")}
     else:
-        for_training, for_evaluation = _photograph_transforms(224 if image_size is None else image_size)
-        if dataset in _PML_DATASETS:
-            make, folder = _PML_DATASETS[dataset], _folder_of(dataset, root, download)
-            train, tests = make(folder, "train", download=download), {"test": make(folder, "test")}
-        elif dataset == "inshop":
-            folder = _folder_of(dataset, root, download)
-            train = datasets.InShop(folder, "train", download=download)
-            tests = {split: datasets.InShop(folder, split) for split in ("query", "gallery")}
-        else:
-            train = open_image_folder(dataset)
-            train.labels = train.targets
-            tests = {"test": train}
-
-    pool = sorted(set(train.labels))
+        return _split_images(open_image_folders(dataset), dataset, train_classes, image_size)
     # Of all test splits together: an item has one label, also where the gallery lacks another.
     test_classes = sorted({label for test in tests.values() for label in test.labels})
-    if tests.get("test") is train:
+    transforms_of = (
+        _glyph_transforms(image_size) if dataset == "glyphs" else _photograph_transforms(image_size)
+    )
+    training_classes, validation_classes = _split_pool(train.labels, train_classes, dataset)
+    return _splits(train, train, tests, training_classes, validation_classes, test_classes, transforms_of)
+
+
+def _split_images(
+    parts: dict[str, ImageFolder], dataset: str, train_classes: int | None, image_size: int | None
+) -> Splits[ClassSubset]:
+    """Of a user's folder: the split that it has, or one that is made of its classes."""
+    train = parts["all"] if "all" in parts else parts["train"]
+    transforms_of = _photograph_transforms(default_image_size(train) if image_size is None else image_size)
+    if "all" in parts:
+        pool = sorted(set(train.labels))
         test_classes, pool = split_classes(pool, max(2, len(pool) // 4))
+        training, validation = _split_pool(pool, train_classes, dataset)
+        return _splits(train, train, {"test": train}, training, validation, test_classes, transforms_of)
+    tests = {name: part for name, part in parts.items() if name not in ("train", "val")}
+    test_classes = sorted({label for test in tests.values() for label in test.labels})
+    if "val" not in parts:
+        training, validation = _split_pool(train.labels, train_classes, dataset)
+        return _splits(train, train, tests, training, validation, test_classes, transforms_of)
+    training = sorted(set(train.labels))
+    if train_classes is not None:
+        if not 2 <= train_classes <= len(training):
+            raise ValueError(
+                f"train_classes must lie between 2 and {len(training)}, the classes of train/, "
+                f"got {train_classes}"
+            )
+        training, _ = split_classes(training, train_classes)
+    validation = sorted(set(parts["val"].labels))
+    return _splits(train, parts["val"], tests, training, validation, test_classes, transforms_of)
+
+
+def _split_pool(
+    labels: Iterable[int], train_classes: int | None, dataset: str
+) -> tuple[list[int], list[int]]:
+    """Training and validation classes."""
+    pool = sorted(set(labels))
     num_train = min(len(pool) * 3 // 4, len(pool) - 2) if train_classes is None else train_classes
     if not 2 <= num_train <= len(pool) - 2:
         raise ValueError(
             f"train_classes must leave two classes for validation, so lie between 2 and {len(pool) - 2} "
             f"for {dataset}, got {num_train}"
         )
-    training_classes, validation_classes = split_classes(pool, num_train)
-    query, reference = ("query", "gallery") if dataset == "inshop" else ("test", "test")
+    return split_classes(pool, num_train)
+
+
+def _splits(
+    train: Any,
+    val: Any,
+    tests: Mapping[str, Any],
+    training_classes: list[int],
+    validation_classes: list[int],
+    test_classes: list[int],
+    transforms_of: tuple[Transform, Transform],
+) -> Splits[ClassSubset]:
+    for_training, for_evaluation = transforms_of
+    query, reference = ("query", "gallery") if "query" in tests else ("test", "test")
     return Splits(
         train=ClassSubset(train, train.labels, training_classes, for_training),
-        val=ClassSubset(train, train.labels, validation_classes, for_evaluation),
+        val=ClassSubset(val, val.labels, validation_classes, for_evaluation),
         test={
             name: ClassSubset(test, test.labels, test_classes, for_evaluation) for name, test in tests.items()
         },
@@ -174,13 +220,15 @@ def _to_rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def _glyph_transform(image_size: int | None) -> Transform:
+def _glyph_transforms(image_size: int | None) -> tuple[Transform, Transform]:
     resize = [] if image_size is None else [transforms.Resize((image_size, image_size))]
-    return transforms.Compose([*resize, _to_rgb, transforms.ToTensor(), _NORMALIZE])
+    transform = transforms.Compose([*resize, _to_rgb, transforms.ToTensor(), _NORMALIZE])
+    return transform, transform
 
 
-def _photograph_transforms(image_size: int) -> tuple[Transform, Transform]:
+def _photograph_transforms(image_size: int | None) -> tuple[Transform, Transform]:
     """For training and for evaluation, as the metric-learning benchmarks have them."""
+    image_size = LARGEST_DEFAULT_SIZE if image_size is None else image_size
     for_training = [
         transforms.RandomResizedCrop(image_size, scale=(0.16, 1)),
         transforms.RandomHorizontalFlip(),

@@ -1,8 +1,16 @@
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pml_xbml.comparison.image_folder import check_images, open_image_folder
+from pml_xbml.comparison.image_folder import (
+    check_images,
+    default_image_size,
+    open_image_folder,
+    open_image_folders,
+)
+from pml_xbml.comparison.splits import load_splits
 
 
 @pytest.fixture
@@ -14,7 +22,7 @@ def folder(image_folder, tmp_path):
 def test_good_folder(image_folder):
     dataset = open_image_folder(image_folder)
     assert len(dataset.classes) == 12
-    check_images(dataset)
+    check_images([dataset])
 
 
 def test_nothing_there(tmp_path):
@@ -53,5 +61,97 @@ def test_class_of_one_image(folder):
 def test_broken_image(folder, content):
     image = folder / "class_03" / "2.png"
     image.write_bytes(image.read_bytes()[:300] if content is None else content)
-    with pytest.raises(ValueError, match=r"class_03.2\.png' cannot be read .*mend or remove it"):
-        check_images(open_image_folder(folder))
+    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be read; mend or remove them: .*class_03.2\.png'"):
+        check_images([open_image_folder(folder)])
+
+
+def test_all_broken_images_are_named(folder):
+    for name in ("class_03/2.png", "class_05/0.png"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"2 image\(s\) cannot be read.*class_03.2\.png.*class_05.0\.png"):
+        check_images([open_image_folder(folder)])
+
+
+def test_images_of_16_bits_keep_their_scale(folder):
+    image = folder / "class_03" / "2.png"
+    Image.fromarray(np.full((16, 16), 126 * 257, dtype=np.uint16)).save(image)
+    dataset = open_image_folder(folder)
+    check_images([dataset])
+    (index,) = (i for i, (path, _) in enumerate(dataset.samples) if path == str(image))
+    assert np.asarray(dataset[index][0]).mean() == 126
+
+
+@pytest.mark.parametrize(("side", "expected"), [(48, 48), (300, 224)])
+def test_the_default_size_is_that_of_smaller_images(side, expected, tmp_path):
+    for label in range(6):
+        (tmp_path / f"{label}").mkdir()
+        for number in range(2):
+            Image.new("RGB", (side, side + 10)).save(tmp_path / f"{label}" / f"{number}.png")
+    assert default_image_size(open_image_folder(tmp_path)) == expected
+    assert load_splits(str(tmp_path)).train[0][0].shape == (3, expected, expected)
+
+
+@pytest.fixture
+def split(folder, tmp_path):
+    """Gives classes to parts: class_00 and class_01 to the first, and so on."""
+
+    def split(**parts):
+        target = tmp_path / "split"
+        for part, numbers in parts.items():
+            for number in numbers:
+                shutil.copytree(folder / f"class_{number:02d}", target / part / f"class_{number:02d}")
+        return target
+
+    return split
+
+
+def names(subset):
+    """The class folders of a split's images."""
+    return {subset.dataset.samples[index][0].split("/")[-2][-2:] for index in subset.indices}
+
+
+def test_a_given_split_is_kept(split):
+    splits = load_splits(str(split(train=range(4), val=range(4, 6), test=range(6, 10))))
+    assert names(splits.train) == {"00", "01", "02", "03"}
+    assert names(splits.val) == {"04", "05"}
+    assert names(splits.test["test"]) == {"06", "07", "08", "09"}
+    assert (splits.test_query, splits.test_reference) == ("test", "test")
+
+
+def test_without_val_some_training_classes_validate(split):
+    splits = load_splits(str(split(train=range(8), test=range(8, 12))), train_classes=5)
+    assert len(names(splits.train)) == 5
+    assert names(splits.train) | names(splits.val) == {f"{number:02d}" for number in range(8)}
+    assert not names(splits.train) & names(splits.val)
+
+
+def test_queries_are_looked_for_in_the_gallery(split):
+    root = split(train=range(4), query=range(4, 7), gallery=range(4, 8))
+    for image in sorted((root / "query" / "class_05").iterdir())[1:]:
+        image.unlink()
+    splits = load_splits(str(root))
+    assert (splits.test_query, splits.test_reference) == ("query", "gallery")
+    query, gallery = splits.test["query"], splits.test["gallery"]
+    # One label is one class in both.
+    for subset in (query, gallery):
+        for index, label in zip(subset.indices, subset.labels, strict=True):
+            assert subset.dataset.samples[index][0].split("/")[-2] == f"class_{4 + label:02d}"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": [0, 1, 2, 3, 4], "test": [4, 5, 6]}, r"train and test must share no class, got class_04"),
+        (
+            {"train": [0, 1, 2, 3], "val": [5, 6], "test": [6, 7]},
+            r"val and test must share no class, got class_06",
+        ),
+        ({"train": [0, 1, 2, 3], "test": [0, 1, 2]}, r"all classes of test are in train too.*closed-set"),
+        ({"train": [0, 1, 2, 3], "query": [4, 5], "gallery": [5, 6]}, r"got class_04 in query alone"),
+        ({"train": [0, 1, 2, 3], "query": [4, 5]}, r"must have train/ and either test/ or query/ and"),
+        ({"train": [0, 1, 2], "test": [4, 5]}, r"has 3 class folder"),
+    ],
+)
+def test_a_split_that_cannot_be_kept_is_refused(split, parts, message):
+    with pytest.raises(ValueError, match=message):
+        open_image_folders(split(**parts))
