@@ -61,7 +61,9 @@ def test_class_of_one_image(folder):
 def test_broken_image(folder, content):
     image = folder / "class_03" / "2.png"
     image.write_bytes(image.read_bytes()[:300] if content is None else content)
-    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be read; mend or remove them: .*class_03.2\.png'"):
+    with pytest.raises(
+        ValueError, match=r"1 image\(s\) cannot be read; mend or remove them: .*class_03.2\.png'"
+    ):
         check_images([open_image_folder(folder)])
 
 
