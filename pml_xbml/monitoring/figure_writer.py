@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _THUMBNAIL_SIZE = (32, 32)
 
 
-class PictureWriter:
+class FigureWriter:
     """Makes the pictures of an epoch: as PNG files, on TensorBoard, and their cost in seconds as a record.
 
     Args:

@@ -13,7 +13,7 @@ from pytorch_metric_learning.utils.logging_presets import HookContainer
 from torch.utils.data import Dataset
 
 from ..checkpoint import Checkpoint, atomic_file
-from .figure_writer import PictureWriter
+from .figure_writer import FigureWriter
 
 if TYPE_CHECKING:
     from record_keeper import RecordKeeper
@@ -97,7 +97,7 @@ class PrototypeHookContainer(HookContainer):
         self.checkpoint_interval = checkpoint_interval
         self.picture_interval = picture_interval
         self.picture_folder = picture_folder
-        self._picture_writer = PictureWriter(record_keeper, num_pictured_images, token_grid, projector)
+        self._picture_writer = FigureWriter(record_keeper, num_pictured_images, token_grid, projector)
         self._checkpoints: dict[str, Checkpoint] = {}
 
     def end_of_epoch_hook(

@@ -15,7 +15,7 @@ from pml_xbml.cli import commands, main
 from pml_xbml.cli.parser import build_parser
 from pml_xbml.comparison import METRICS, RunConfig, splits
 from pml_xbml.datasets import Glyphs
-from pml_xbml.monitoring.figure_writer import PictureWriter
+from pml_xbml.monitoring.figure_writer import FigureWriter
 
 TINY = ["--image-size", "16", "--embedding-size", "8", "--num-prototypes", "4", "--jobs", "1"]
 TINY += ["--batch-size", "8", "--samples-per-class", "2"]
@@ -103,7 +103,7 @@ def test_demo_is_the_smallest_comparison(settings_of):
 
 @pytest.mark.slow
 def test_compare_on_a_folder(image_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(PictureWriter, "write", lambda *args: None)  # the demo draws pictures enough
+    monkeypatch.setattr(FigureWriter, "write", lambda *args: None)  # the demo draws pictures enough
     line = [
         "compare",
         "--dataset",

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pml_xbml.comparison import METRICS, Result, RunConfig
-from pml_xbml.monitoring.figure_writer import PictureWriter
+from pml_xbml.monitoring.figure_writer import FigureWriter
 
 NUM_CLASSES = 12
 IMAGES_PER_CLASS = 4
@@ -15,7 +15,7 @@ IMAGES_PER_CLASS = 4
 def _without_pictures():
     """Pictures take longer than the tiny runs; their own tests draw them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PictureWriter, "write", lambda *args, **kwargs: None)
+        patch.setattr(FigureWriter, "write", lambda *args, **kwargs: None)
         yield
 
 
