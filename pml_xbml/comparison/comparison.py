@@ -7,6 +7,7 @@ from ..checkpoint.atomic_file import atomic_file
 from ..samplers import DisjointClassPairSampler
 from ..trunks import PrototypePoolingTrunk
 from .class_subset import ClassSubset
+from .data_summary import data_summary
 from .figures import plot_differences, plot_learning_curves
 from .image_folder import check_images, open_image_folders
 from .loss_table import LOSSES
@@ -196,6 +197,7 @@ def compare(
         check_same_run(run, folder)
     if settings.dataset not in NAMED_DATASETS:
         check_images(open_image_folders(settings.dataset).values())
+    print(data_summary(splits, settings.samples_per_class), flush=True)
     unfinished.folder.mkdir(parents=True, exist_ok=True)
     try:
         results = run_all(runs, unfinished.runs_folder, jobs, split)
