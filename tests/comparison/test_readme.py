@@ -25,11 +25,16 @@ def test_python_blocks_run(code):
     exec(code, {})
 
 
-def test_command_lines_are_parsed(tmp_path):
-    [line] = [code for _, code in BLOCKS if code.startswith("pml-xbml")]
-    _, *arguments = line.replace("path/to/my/images", str(tmp_path)).split()
-    options = build_parser().parse_args(arguments)
-    assert (options.freeze, options.patience, options.with_control) == ("auto", 4, True)
+def test_command_lines_are_parsed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path/to/my/images").mkdir(parents=True)
+    (tmp_path / "grocery").mkdir()
+    lines = [code for _, code in BLOCKS if code.startswith("pml-xbml")]
+    parsed = [build_parser().parse_args(line.split()[1:]) for line in lines]
+    assert [(options.freeze, options.patience, options.with_control) for options in parsed] == [
+        ("auto", 4, True),
+        ("auto", None, False),
+    ]
 
 
 def test_grocery_photographs_are_laid_out_as_a_folder_a_class(tmp_path):
