@@ -1,9 +1,7 @@
 import copy
-import io
 import warnings
 from collections import Counter
 
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -62,8 +60,7 @@ def size(weight):
 
 
 def exported(network, images):
-    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(network, (images,), file, dynamo=True, verbose=False)
-    return onnx.load_from_string(file.getvalue())
+        program = torch.onnx.export(network, (images,), dynamo=True, optimize=True, verbose=False)
+    return program.model_proto
