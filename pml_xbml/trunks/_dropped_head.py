@@ -11,33 +11,30 @@ from ._pool_location import PoolLocation
 # pytorch-metric-learning's.
 _LOGGER = logging.getLogger("PML")
 
+_LIBRARIES = ("torchvision", "timm", "pretrainedmodels")
 _NUM_CLASSES_OF_IMAGENET = 1000
 
 
 def warn_of_dropped_head(network: torch.nn.Module, location: PoolLocation) -> None:
     """Warns unless all layers behind the average are what the network's library puts there.
 
-    That is norms, and a classifier of as many classes as the library's weights have. All else may have been
-    trained, or may be what embeds.
+    That is a classifier of as many classes as the library's weights have, and norms in front of it. All else
+    may have been trained, or may be what embeds.
 
     Args:
         network: the network before it is wrapped.
         location: where it averages.
     """
-    library = str(getattr(network.forward, "__module__", None)).partition(".")[0]
-    is_known = library in ("torchvision", "timm", "pretrainedmodels")
-    dropped = [
-        f"{name} ({_described(module)})"
-        for name, module in _layers(network, location)
-        if not (is_known and (_is_norm(module) or _num_outputs(module) == _num_classes(network)))
-    ]
-    if not dropped:
+    dropped = _layers(network, location)
+    classifiers = [name for name, module in dropped if _num_outputs(module) == _num_classes(network, name)]
+    norms = [name for name, module in dropped if _is_norm(module)]
+    if not dropped or (classifiers and len(classifiers) + len(norms) == len(dropped)):
         return
     _LOGGER.warning(
         "PrototypePoolingTrunk drops what follows the average of %s: %s. To keep a head, take it before the "
         "network is wrapped, embedder = %s, and train it as the embedder behind the trunk.",
         type(network).__name__,
-        ", ".join(dropped),
+        ", ".join(f"{name} ({_described(module)})" for name, module in dropped),
         f"network.{location.head_modules[0]}",
     )
 
@@ -56,15 +53,19 @@ def _is_norm(module: torch.nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _num_outputs(module: torch.nn.Module) -> int | None:
-    return getattr(module, "out_features", getattr(module, "out_channels", None))
+def _num_outputs(module: torch.nn.Module) -> int:
+    return getattr(module, "out_features", getattr(module, "out_channels", 0))
 
 
-def _num_classes(network: torch.nn.Module) -> int:
-    """The classes of the library's weights for the network."""
-    config = getattr(network, "pretrained_cfg", None)
-    of_timm = config.get("num_classes") if isinstance(config, dict) else None
-    return int(of_timm or _NUM_CLASSES_OF_IMAGENET)
+def _num_classes(network: torch.nn.Module, name: str) -> int | None:
+    """The classes of the library's weights for the network that has a layer; None if it is of no library."""
+    parents = [name[:position] for position, letter in enumerate(name) if letter == "."]
+    for owner in map(network.get_submodule, ["", *parents]):
+        if str(getattr(owner.forward, "__module__", None)).partition(".")[0] in _LIBRARIES:
+            config = getattr(owner, "pretrained_cfg", None)
+            of_timm = config.get("num_classes") if isinstance(config, dict) else None
+            return int(of_timm or _NUM_CLASSES_OF_IMAGENET)
+    return None
 
 
 def _described(module: torch.nn.Module) -> str:
