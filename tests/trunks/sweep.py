@@ -1,23 +1,26 @@
 """Wraps a small network of every family and compares what comes out with the plain network.
 
-    python -m tests.trunks.sweep [NAME ...]
+    python -m tests.trunks.sweep [--table FILE] [NAME ...]
 
 takes one network of each module of timm, one of each torchvision classification family and those of
 pretrainedmodels (or the NAMEs), with random weights and perturbed norms and statistics, and prints a table:
 the network, the verdict, the pool that was found. A network must be right, or refused when it is wrapped with
 a message that names candidates. It takes about half an hour on one core; ``test_sweep.py`` runs a part of it.
+With ``--table`` the rows are appended to a file, and networks that have a row there are not run again.
 
-The reference does not know how the package finds a pool: it is what the classifier gets, if that is the
+The reference does not know how the package finds a pool: it is what the head gets, if that is the
 average itself, or else the mean of ``forward_features`` if the head's output depends on this mean alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
+import importlib.metadata
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from pathlib import Path
 
 import pretrainedmodels
 import timm
@@ -100,17 +103,16 @@ def references(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
     names = ("pre_classifier", "fc", "last_linear", "classifier", "head", "heads", "classif", "linear")
     heads = (getattr(network, name, None) for name in names)
     last = [m for head in heads if isinstance(head, nn.Module) for m in head.modules()]
-    classifiers = [m for m in last if isinstance(m, nn.Linear) or type(m).__name__ == "NormLinear"]
-    classifiers += [m for m in last if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    # What works on the average: a norm, a hidden layer or the classifier itself.
+    layers = [m for m in last if any(True for _ in m.parameters(recurse=False))]
     inputs: list[torch.Tensor] = []
-    handles = [m.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for m in classifiers]
+    handles = [m.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for m in layers]
     network(images)
     for handle in handles:
         handle.remove()
     vectors = [value.flatten(1) for value in inputs if value.shape[1:].numel() == value.shape[1]]
     if vectors:
-        # The first layer behind the average, where there are hidden ones.
-        found["classifier's input"] = vectors[0]
+        found["head's input"] = vectors[0]
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
         features = network.forward_features(images)
         if not isinstance(features, torch.Tensor) or features.dim() not in (3, 4):
@@ -173,18 +175,31 @@ def verdict(name: str) -> tuple[str, str]:
     return ("right" if matches else f"WRONG: none of {list(expected)}"), f"{where} = {', '.join(matches)}"
 
 
-def main(names: list[str], report: Callable[[str], None] = print) -> collections.Counter[str]:
-    """Prints a row for each network, and how many there are of each verdict."""
-    counts: collections.Counter[str] = collections.Counter()
+def main(names: list[str], table: Path | None = None) -> int:
+    """Prints a row for each network and the counts of each library; returns the number of wrong ones."""
+    rows = table.read_text().splitlines() if table is not None and table.exists() else []
+    done = {row.split()[0] for row in rows}
     for name in names:
+        if name in done:
+            continue
         try:
             result, where = verdict(name)
         except Exception as error:
             result, where = f"WRONG: {type(error).__name__}", str(error)
-        counts[result.partition(":")[0]] += 1
-        report(f"{name:45} {result:10} {' '.join(where.split())[:150]}")
-    report(f"{sum(counts.values())} networks: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
-    return counts
+        rows.append(f"{name:45} {result:10} {' '.join(where.split())[:150]}")
+        print(rows[-1], flush=True)
+        if table is not None:
+            table.write_text("\n".join(rows) + "\n")
+    counts: collections.defaultdict[str, collections.Counter[str]]
+    counts = collections.defaultdict(collections.Counter)
+    for row in rows:
+        name, result, *_ = row.split()
+        counts[name.rpartition("/")[0] or "timm"][result.rstrip(":")] += 1
+    for library, verdicts in counts.items():
+        version = importlib.metadata.version(library)
+        numbers = ", ".join(f"{number} {kind}" for kind, number in verdicts.items())
+        print(f"{library} {version}: {verdicts.total()} networks, {numbers}")
+    return sum(verdicts["WRONG"] for verdicts in counts.values())
 
 
 def all_names() -> list[str]:
@@ -199,4 +214,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.getLogger("PML").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sys.exit(main(sys.argv[1:] or all_names(), lambda row: print(row, flush=True))["WRONG"])
+    parser = argparse.ArgumentParser(prog="python -m tests.trunks.sweep")
+    parser.add_argument("--table", type=Path, help="continues this table")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks, such as torchvision/resnet18")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.names or all_names(), arguments.table))
