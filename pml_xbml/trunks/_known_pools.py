@@ -15,12 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Features = Callable[[Any, Tensor], Tensor]
+"""From a network and images (B, channels, H, W) to feature maps (B, C, H, W) or tokens (B, N, C)."""
 
 
 def returned_features(network: Any, images: Tensor) -> Tensor:
     """The output of a network that returns feature maps (B, C, H, W) or tokens (B, N, C)."""
     features: Tensor = network(images)
     return features
+
+
+def returned_channels_last_features(network: Any, images: Tensor) -> Tensor:
+    """The output of a network that returns feature maps (B, H, W, C), as some transformers do."""
+    return returned_features(network, images).permute(0, 3, 1, 2)
 
 
 def timm_features(network: Any, images: Tensor) -> Tensor:

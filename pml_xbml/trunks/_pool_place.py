@@ -2,7 +2,7 @@
 
 The place is looked for in this order:
 
-- its output, if that is feature maps or tokens;
+- its output, if that is feature maps (B, C, H, W) or (B, H, W, C) or tokens;
 - the last module that gives the mean over all positions of its input. With this module replaced by one that
   gives known numbers, and the modules that run after it by identities, the network must return these numbers;
 - the functions of :mod:`._known_pools`, for networks that average by a function call or classify by a class
@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._known_pools import Features, possible_features, returned_features
+from ._known_pools import (
+    Features,
+    possible_features,
+    returned_channels_last_features,
+    returned_features,
+)
 from ._pool_location import GlobalAverage, PoolLocation, tried_with
 from ._watched_run import Call, Reduction, Run, are_close, watched_run
 
@@ -48,10 +54,15 @@ def find_place(network: nn.Module, run: Run, images: Tensor, pool: str | None) -
         return _place_of_name(network, run, images, pool)
     if not isinstance(run.output, Tensor):
         raise NotFoundError(f"it must return one tensor, got {type(run.output).__name__}")
+    functions = possible_features(network)
     if run.output.dim() == 3 or (run.output.dim() == 4 and run.output.shape[2:].numel() > 1):
-        return _place_of_features(network, returned_features, run, images)
-    by_module = (_place_of_module(network, call, run, images) for call in averaging_calls(network, run))
-    by_function = (_place_of_features(network, f, run, images) for f in possible_features(network))
+        # Where it returns class tokens too, a known function may give the patch tokens alone.
+        is_channels_last = run.output.dim() == 4 and _are_channels_last(run.output, images)
+        functions.insert(0, returned_channels_last_features if is_channels_last else returned_features)
+        by_module: Iterable[Place | None] = ()
+    else:
+        by_module = (_place_of_module(network, call, run, images) for call in averaging_calls(network, run))
+    by_function = (_place_of_features(network, f, run, images) for f in functions)
     return next((place for place in itertools.chain(by_module, by_function) if place is not None), None)
 
 
@@ -98,7 +109,7 @@ def _run_after(pool: Call, run: Run) -> tuple[str, ...]:
     after = dict.fromkeys(
         call.name for call in run.calls if call.start > pool.end and call.name not in before
     )
-    return _outermost(after)
+    return outermost(after)
 
 
 class _Marker(nn.Module):
@@ -155,11 +166,22 @@ def _place_of_features(network: nn.Module, features: Features, run: Run, images:
         return None
     location = PoolLocation(_channels(local), _run_behind(partial, run), features=features)
     behind = run.reductions[len(partial.reductions) :]
-    if features is not returned_features and not _are_averaged_next(network, local, location, behind, run):
+    if not location.is_output and not _are_averaged_next(network, local, location, behind, run):
         return None
     if not _tried(network, location, images, local):
         return None
     return Place(location, _num_positions(local), is_complete=not behind or behind[0].is_complete)
+
+
+def _are_channels_last(maps: Tensor, images: Tensor) -> bool:
+    """Whether maps are (B, H, W, C), by which two of their sizes are in the ratio of the images' sides."""
+    first, second, third = maps.shape[1:]
+    ratio = images.shape[3] / images.shape[2]
+
+    def is_grid(height: int, width: int) -> bool:
+        return abs(width - ratio * height) < ratio
+
+    return is_grid(first, second) and not is_grid(second, third)
 
 
 def _are_positions(features: Tensor, images: Tensor) -> bool:
@@ -182,7 +204,7 @@ def _run_behind(partial: Run, run: Run) -> tuple[str, ...]:
         if call.name not in before and not any(name.startswith(f"{call.name}.") for name in before)
     )
     after.pop("", None)
-    return _outermost(after)
+    return outermost(after)
 
 
 def _are_averaged_next(
@@ -213,7 +235,7 @@ def _are_averaged_next(
 
 def returns_average_itself(network: nn.Module, location: PoolLocation, images: Tensor) -> bool:
     """Whether the network without its head returns the average of its local features by itself."""
-    if location.pool is not None or location.features is returned_features:
+    if location.pool is not None or location.is_output:
         return False
     average = GlobalAverage()(location.features(network, images))
     with tried_with(network, location, GlobalAverage()):
@@ -271,7 +293,7 @@ def _num_positions(features: Tensor) -> int:
     return features.shape[2:].numel() if features.dim() == 4 else features.shape[1]
 
 
-def _outermost(names: dict[str, None]) -> tuple[str, ...]:
+def outermost(names: dict[str, None]) -> tuple[str, ...]:
     return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 

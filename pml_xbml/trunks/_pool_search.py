@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from .._evaluation import evaluation
 from ._pool_location import PoolLocation
-from ._pool_place import NotFoundError, Place, averaging_calls, find_place, returns_average_itself
+from ._pool_place import (
+    NotFoundError,
+    Place,
+    averaging_calls,
+    find_place,
+    outermost,
+    returns_average_itself,
+)
 from ._watched_run import Run, watched_run
 
 # Fully convolutional networks take any size; others are nearly always made for one of these.
@@ -77,6 +84,7 @@ def find_global_pool(network: nn.Module, pool: str | None = None) -> PoolLocatio
 
 def _search(network: nn.Module, pool: str | None, seen: _Seen) -> PoolLocation:
     places: list[Place] = []
+    has_moved = False
     images = last_images = _noise(network, 1, 1)
     for size in sorted({*_IMAGE_SIZES, *_own_sizes(network)}):
         images = _noise(network, size, size)
@@ -87,12 +95,16 @@ def _search(network: nn.Module, pool: str | None, seen: _Seen) -> PoolLocation:
         if place is None and not places:
             continue  # at a small size nothing may be left to average
         if not places or place is None or place.location != places[-1].location:
+            has_moved = bool(places)
             places = [_larger_takes_over(places, place, images)]
         else:
             places.append(place)
         last_images = images
         if len({place.num_positions for place in places if place.is_complete}) > 1:
             break
+    else:
+        if has_moved:
+            raise NotFoundError("where it averages, or over how many channels, depends on the images' size")
     if not any(place.is_complete for place in places):
         raise NotFoundError(_reason(seen))
     location = places[0].location
@@ -135,9 +147,10 @@ def _plain_run(network: nn.Module, images: Tensor, seen: _Seen) -> Run | None:
         return None
     seen.num_runs += 1
     seen.averages = [call.name for call in averaging_calls(network, run)] or seen.averages
-    seen.features = [
-        call.name for call in run.calls if "." not in call.name and _is_several_positions(call.output_shape)
-    ]
+    several = dict.fromkeys(
+        call.name for call in run.calls if call.name and _is_several_positions(call.output_shape)
+    )
+    seen.features = list(outermost(several))
     return run
 
 

@@ -299,6 +299,21 @@ class Tokens(nn.Module):
         return self.body(images).flatten(2).transpose(1, 2)
 
 
+class ChannelsLast(Tokens):
+    """A network that returns feature maps (B, H, W, C)."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images).permute(0, 2, 3, 1)
+
+
+class FlattenedMaps(Tokens):
+    """A network that returns maps (B, C, H · W), which could be taken for tokens where C is a square."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.body(images).flatten(2)
+        return torch.cat([maps, maps[:, :4]], dim=1)
+
+
 class ReturningDictionary(Tokens):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"features": self.body(images)}
@@ -321,6 +336,7 @@ OWN_NETWORKS = {
     "unflattened": (lambda: nn.Sequential(*convolutions(), nn.AdaptiveAvgPool2d(1)), lambda net: net[:5], 12),
     "maps": (lambda: nn.Sequential(*convolutions()), lambda net: net, 12),
     "tokens": (Tokens, lambda net: net.body, 12),
+    "channels last": (ChannelsLast, lambda net: net.body, 12),
     "head": (Headed, lambda net: nn.Sequential(net.body, net.excitation), 12),
     "nested": (
         lambda: nn.Sequential(Headed(), nn.Linear(4, 2)),
@@ -485,14 +501,19 @@ def test_layers_behind_an_earlier_average_are_not_dropped():
         PrototypePoolingTrunk(DownsamplingByAverages(ends_in_function=True))
 
 
+def with_own_head(head: nn.Module) -> nn.Module:
+    network = torchvision.models.resnet18()
+    network.fc = head
+    return network
+
+
 class TestDroppedHeads:
     @pytest.fixture(autouse=True)
     def propagate(self, monkeypatch):
         monkeypatch.setattr(logging.getLogger("PML"), "propagate", True)
 
     def test_an_own_head_is_told_once_with_how_to_keep_it(self, caplog):
-        network = torchvision.models.resnet18()
-        network.fc = nn.Linear(512, 64)
+        network = with_own_head(nn.Linear(512, 64))
         assert PrototypePoolingTrunk(network).num_features == 512
         assert len(caplog.records) == 1
         assert caplog.records[0].name == "PML"
@@ -505,6 +526,7 @@ class TestDroppedHeads:
             torchvision.models.resnet18,
             lambda: timm.create_model("resnet18"),
             lambda: timm.create_model("convnext_atto"),
+            lambda: nn.Sequential(nn.Identity(), timm.create_model("test_convnext")),
             lambda: nn.Sequential(*convolutions()),
         ],
     )
@@ -518,6 +540,12 @@ class TestDroppedHeads:
             (lambda: timm.create_model("resnet18", num_classes=64), "fc (Linear(512, 64))"),
             (torchvision.models.mobilenet_v3_small, "classifier.0 (Linear(576, 1024))"),
             (lambda: timm.create_model("mobilenetv3_small_050"), "conv_head (Conv2d)"),
+            (lambda: timm.create_model("test_convnext", num_classes=0), "head.norm (LayerNorm2d)"),
+            (lambda: with_own_head(nn.BatchNorm1d(512)), "fc (BatchNorm1d)"),
+            (
+                lambda: nn.Sequential(timm.create_model("test_resnet"), nn.Linear(1000, 64)),
+                "0.fc (Linear(96, 1000)), 1 (Linear(1000, 64))",
+            ),
             (Headed, "head.1 (Linear(12, 6)), head.3 (Linear(6, 4))"),
             (own_sequential, "8 (Linear(12, 4))"),
         ],
@@ -560,6 +588,42 @@ def test_a_class_token_among_the_tokens_is_refused():
 
     with pytest.raises(ValueError, match="cannot tell where"):
         PrototypePoolingTrunk(WithClassToken())
+
+
+def test_flattened_maps_are_not_taken_for_tokens():
+    with pytest.raises(ValueError, match=r"depends on the images' size\. Candidates are .*'body'"):
+        PrototypePoolingTrunk(FlattenedMaps())
+
+
+@pytest.mark.parametrize("options", [{"reg_tokens": 4}, {"global_pool": "map"}, {"global_pool": "avg"}, {}])
+@pytest.mark.parametrize("is_headless", [True, False])
+def test_vision_transformers_give_their_patch_tokens(options, is_headless):
+    """Whatever they classify by; without a head they return all tokens."""
+    headless = {"num_classes": 0, "global_pool": ""} if is_headless else {}
+    network = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, **(options | headless)
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.forward_features(images)[:, network.num_prefix_tokens :].mean(1)
+        output = PrototypePoolingTrunk(network)(images)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+
+
+def test_a_transformer_that_returns_maps_channels_last():
+    network = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        **{"num_classes": 0, "global_pool": "", "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 1)},
+    ).eval()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = network(images).mean((1, 2))
+        trunk = PrototypePoolingTrunk(network)
+        output = trunk(images)
+        plain = trunk.unwrap()(images)
+    assert trunk.num_features == 32
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+    assert torch.equal(plain, output)
 
 
 def test_vgg_is_told_by_name_only():
@@ -624,6 +688,8 @@ def test_wrong_trunks():
         PrototypePoolingTrunk(F.relu)
     with pytest.raises(ValueError, match="must return one tensor, got dict"):
         PrototypePoolingTrunk(ReturningDictionary())
+    with pytest.raises(ValueError, match=r"one tensor, got list\. Candidates are .*'model\.patch_embed'"):
+        PrototypePoolingTrunk(timm.create_model("test_vit", features_only=True))
     with pytest.raises(ValueError, match="takes images of none of the sizes"):
         PrototypePoolingTrunk(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)))
 
