@@ -97,7 +97,10 @@ def plot_learning_curves(results: Iterable[Result], path: Path) -> None:
         panel.legend()
     for panel in panels[len(by_loss) :]:
         panel.remove()
-    figure.suptitle("Thin: a seed; thick: their mean", fontsize="medium")
+    figure.suptitle(
+        "Thin: a seed; thick: their mean\nCurves that still rise at their end need more iterations",
+        fontsize="medium",
+    )
     figure.savefig(path, dpi=120)
 
 

@@ -19,7 +19,7 @@ class LossSettings:
         cross_batch_weight: λ of XML around it.
         cross_batch_options: more arguments of ``CrossBatchPrototypeLoss`` around it; an ``expressed_loss`` by
             its name in this table. They and λ were chosen on validation classes, for networks trained from
-            random weights: CONTRIBUTING.md has the ablation.
+            random weights: tests/studies/README.md has the ablation.
     """
 
     build_loss: partial[losses.BaseMetricLossFunction]
