@@ -1,4 +1,5 @@
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
 from ..checkpoint.random_state import preserved_random_state
 from ..trunks import PrototypePoolingTrunk
+from .class_getter import argument_names, did_you_mean
 
 # Prototypes are chosen among the local features of so many images.
 _NUM_IMAGES_FOR_PROTOTYPES = 256
@@ -23,6 +25,15 @@ _KINDS_OF_CLASSES = (
     "ensemble",
 )
 
+# What may stand beside the class of an optimizer.
+_OPTIONS_OF_OPTIMIZERS = (
+    "scheduler_by_epoch",
+    "scheduler_by_iteration",
+    "scheduler_by_plateau",
+    "clip_grad_norm",
+    "prototypes_lr",
+)
+
 # What a class nested in another's arguments is, by the argument's name.
 _KINDS_OF_NESTED_CLASSES = {
     "accuracy_calculator": "accuracy_calculator",
@@ -30,6 +41,7 @@ _KINDS_OF_NESTED_CLASSES = {
     "embedding_regularizer": "regularizer",
     "loss": "loss",
     "expressed_loss": "loss",
+    "helper_split_manager": "split_manager",
     "miner": "miner",
     "reducer": "reducer",
     "trunk": "model",
@@ -49,8 +61,9 @@ class _CarriedError(Exception):
 class PluginAPIParserMixin:
     """What a run of powerful-benchmarker does differently with this plugin, and with PML 2.
 
-    - Names of classes are checked before there is a folder, errors keep their words, and a folder that is
-      taken is an error.
+    - Names of classes and of their arguments are checked before there is a folder, errors keep their words,
+      and a folder that is taken is an error.
+    - Event files lie in the folder of their fold, so that TensorBoard shows the name of the fold.
     - The loss gets the trunk's histograms, the prototypes start from training images.
     - A resumed run draws the random numbers that an unbroken one would have drawn.
 
@@ -66,6 +79,12 @@ class PluginAPIParserMixin:
     models: dict[str, torch.nn.Module]
     pytorch_getter: Any
     split_manager: Any
+    sub_experiment_dirs: dict[str, str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # powerful-benchmarker's own are patterns for the experiment's and the fold's folder too.
+        self.sub_experiment_dirs["tensorboard"] = os.path.join("%s", "%s")
 
     def run(self) -> Any:
         """Trains or evaluates.
@@ -75,7 +94,7 @@ class PluginAPIParserMixin:
             if there are several; None after an evaluation.
 
         Raises:
-            ValueError: if a class in the configs does not exist.
+            ValueError: if a class in the configs, or an argument of it, does not exist.
         """
         self._check_class_names()
         return super().run()  # type: ignore[misc]
@@ -229,18 +248,27 @@ class PluginAPIParserMixin:
         for kind, group in (("model", "models"), ("loss", "loss_funcs"), ("miner", "mining_funcs")):
             for specs in getattr(self.args, group).values():
                 self._check_class(kind, specs)
-        for specs in self.args.optimizers.values():
+        for optimizer, specs in self.args.optimizers.items():
             for name, value in specs.items():
                 if name.startswith("scheduler_by_"):
                     self._check_class("lr_scheduler", value)
                 elif isinstance(value, dict):
                     self._check_class("optimizer", {name: value})
+                elif name not in _OPTIONS_OF_OPTIMIZERS:
+                    hint = did_you_mean(name, _OPTIONS_OF_OPTIMIZERS)
+                    raise ValueError(f"optimizers: {optimizer} has no option {name!r}{hint}")
 
     def _check_class(self, kind: str, specs: dict[str, Any]) -> None:
         if not specs:
             return
-        _, arguments = self.pytorch_getter.get(kind, yaml_dict=specs, return_uninitialized=True)
+        found, arguments = self.pytorch_getter.get(kind, yaml_dict=specs, return_uninitialized=True)
+        known = argument_names(found)
         for name, nested in arguments.items():
+            # TesterFactory has its own words on PML's former "reference_set".
+            if known is not None and name not in known and name != "reference_set":
+                # "weight" has half of its letters in common with "cross_batch_weight".
+                hint = did_you_mean(name, known, similarity=0.4)
+                raise ValueError(f"{kind}: {found.__name__} has no argument {name!r}{hint}")
             if name in _KINDS_OF_NESTED_CLASSES and isinstance(nested, dict):
                 self._check_class(_KINDS_OF_NESTED_CLASSES[name], nested)
             elif name == "losses":

@@ -1,5 +1,6 @@
 import difflib
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from easy_module_attribute_getter import PytorchGetter
@@ -48,12 +49,7 @@ class ClassGetter(PytorchGetter):
             ((class_name, params),) = yaml_dict.items()
         known = self._known_names(obj_name)
         if class_name not in known:
-            raise ValueError(
-                f"{obj_name}: there is no class {class_name!r}"
-                + "".join(
-                    f"; did you mean {name!r}?" for name in difflib.get_close_matches(class_name, known, n=1)
-                )
-            )
+            raise ValueError(f"{obj_name}: there is no class {class_name!r}{did_you_mean(class_name, known)}")
         found, arguments = super().get(
             obj_name, class_name, params, additional_params=additional_params, return_uninitialized=True
         )
@@ -64,3 +60,31 @@ class ClassGetter(PytorchGetter):
         for source in getattr(self, obj_name):
             names.update([source.__name__] if inspect.isclass(source) else dir(source))
         return names
+
+
+def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
+    """The end of a message about an unknown name: the known name that is nearest, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def argument_names(function: Callable[..., Any]) -> set[str] | None:
+    """The names of the arguments that a function, or the constructor of a class, takes.
+
+    Args:
+        function: The function or class. A constructor that hands ``**kwargs`` on is read together with those
+            of the classes above it.
+
+    Returns:
+        The names; None if any name may be right.
+    """
+    functions = [function]
+    if inspect.isclass(function):
+        functions = [vars(base)["__init__"] for base in function.__mro__ if "__init__" in vars(base)]
+    names: set[str] = set()
+    for each in functions:
+        parameters = inspect.signature(each).parameters.values()
+        names.update(parameter.name for parameter in parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names
+    return None

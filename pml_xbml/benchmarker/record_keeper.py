@@ -1,27 +1,30 @@
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import record_keeper
+from ..monitoring import TensorBoardRecordKeeper
 
 # What a file name holds on any file system, less ".csv" and some room.
 _LONGEST_FILE_NAME = 240
+# powerful-benchmarker's tables of the accuracies of all folds, by the class that joins the folds.
+_JOINED_BY = {"MeanAggregator": "mean of folds", "ConcatenateEmbeddings": "ensemble"}
+_STANDARD_ERROR = "SEM_"
 
 
-class RecordKeeper(record_keeper.RecordKeeper):
-    """record-keeper's, as powerful-benchmarker calls it.
+class RecordKeeper(TensorBoardRecordKeeper):
+    """:class:`~pml_xbml.monitoring.TensorBoardRecordKeeper`, as powerful-benchmarker calls it.
 
     - ``input_group_name_for_non_objects`` is the former name of ``parent_name``.
     - Times are recorded, which record-keeper has come to take for objects without attributes.
     - An iteration may be a string, as in powerful-benchmarker's evaluation of ensembles. It stands for the
       next row of its table, so that all that is recorded about one model is in one row.
     - Tables keep the names that they are given: powerful-benchmarker asks for them by these, while
-      record-keeper would hash the long ones.
+      record-keeper would hash the long ones. TensorBoard alone has short names.
     """
 
     def update_records(
         self,
-        record_these: dict[str, Any],
+        record_these: Mapping[str, Any],
         global_iteration: int | str,
         custom_attr_func: Callable[[Any], dict[str, Any]] | None = None,
         parent_name: str = "",
@@ -66,6 +69,18 @@ class RecordKeeper(record_keeper.RecordKeeper):
             self.append_data(group, series, value, global_iteration)
         else:
             super().append_primitive(group, series, value, global_iteration)
+
+    def _tag(self, group: str, series: str) -> str | None:
+        tag = super()._tag(group, series.removeprefix(_STANDARD_ERROR))
+        if tag is None:
+            return None
+        joined_by, is_joined, _ = group.partition("_accuracies_")
+        parts = [tag]
+        if is_joined:
+            parts.append(_JOINED_BY.get(joined_by, joined_by))
+        if series.startswith(_STANDARD_ERROR):
+            parts.append("standard error")
+        return ", ".join(parts)
 
     def _next_row(self, table: str) -> int:
         if not self.table_exists(table):

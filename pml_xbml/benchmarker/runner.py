@@ -1,7 +1,7 @@
 import difflib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,20 @@ from .api_parser import PluginAPIParserMixin
 from .class_getter import ClassGetter
 from .hook_container import HookContainer
 from .query_gallery_split_manager import QueryGallerySplitManager
+
+# Options that come before powerful-benchmarker's parser, to name the nearest of them.
+_OPTIONS_OF_RUNNERS = (
+    "bayes_opt_iters",
+    "dataset_root",
+    "global_db_path",
+    "merge_argparse_when_resuming",
+    "pytorch_home",
+    "reproductions",
+    "root_config_folder",
+    "root_experiment_folder",
+)
+_CONFIG_ROOT = Path(__file__).parents[1] / "benchmarker_configs"
+_SIMILARITY_OF_MISSPELT_KEYS = 0.8
 
 
 class PluginRunnerMixin:
@@ -98,17 +112,13 @@ class PluginRunnerMixin:
             As :meth:`~pml_xbml.benchmarker.api_parser.PluginAPIParserMixin.run`.
 
         Raises:
-            ValueError: on a flag that is no option and no key of a YAML file.
+            ValueError: on a flag that is no option and no key of a YAML file, and on a key that is nearly
+                one that is read.
         """
-        known = {*vars(self.setup_argparser().parse_known_args()[0]), *args.config_foldernames}
-        for config in args.dict_of_yamls.values():
-            known.update(config)
-        for word in self.arguments:
-            name = word.removeprefix("--").partition("~")[0]
-            if word.startswith("--") and name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean --{nearest[0]}?" if nearest else "pml-xbml benchmark --help lists them"
-                raise ValueError(f"--{name} must be an option or a key of a YAML file; {hint}")
+        options = vars(self.setup_argparser().parse_known_args()[0])
+        keys = {key for config in args.dict_of_yamls.values() for key in config}
+        _check_flags(self.arguments, {*options, *args.config_foldernames, *keys})
+        _check_keys(keys)
         return super().start_experiment(args)  # type: ignore[misc]
 
     def get_root_config_paths(self, args: Any) -> dict[str, list[str]]:
@@ -136,6 +146,27 @@ class PluginRunnerMixin:
 
 class SingleExperimentRunner(PluginRunnerMixin, single_experiment_runner.SingleExperimentRunner):
     """Trains, resumes, evaluates or reproduces one experiment."""
+
+
+def _check_flags(arguments: Sequence[str], known: Collection[str]) -> None:
+    for word in arguments:
+        name = word.removeprefix("--").partition("~")[0]
+        if word.startswith("--") and name not in known:
+            nearest = difflib.get_close_matches(name, [*known, *_OPTIONS_OF_RUNNERS], n=1)
+            hint = f"did you mean --{nearest[0]}?" if nearest else "pml-xbml benchmark --help lists them"
+            raise ValueError(f"--{name} must be an option or a key of a YAML file; {hint}")
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    """Refuses misspelt keys of YAML files. Keys like no other may be those of an API parser of one's own."""
+    read = {
+        key.partition("~")[0]
+        for path in _CONFIG_ROOT.glob("config_*/*.yaml")
+        for key in benchmarker_c_f.load_yaml(path)
+    }
+    for key in sorted({key.partition("~")[0] for key in keys} - read):
+        for nearest in difflib.get_close_matches(key, read, n=1, cutoff=_SIMILARITY_OF_MISSPELT_KEYS):
+            raise ValueError(f"{key!r} in a YAML file is a key that nothing reads; did you mean {nearest!r}?")
 
 
 def _check_experiment(configs_folder: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import record_keeper
 import torch
 from pytorch_metric_learning.utils import common_functions as c_f
@@ -67,7 +69,7 @@ class TensorBoardRecordKeeper(record_keeper.RecordKeeper):
     def update_records(
         self,
         record_these: Mapping[str, Any],
-        global_iteration: int,
+        global_iteration: int | str,
         custom_attr_func: Callable[[Any], dict[str, Any]] | None = None,
         parent_name: str = "",
         recursive_types: list[type] | None = None,
@@ -85,11 +87,11 @@ class TensorBoardRecordKeeper(record_keeper.RecordKeeper):
         names: list[str] = super().get_attr_list_for_record_keeper(input_obj)
         return names
 
-    def append_data(self, group_name: str, series_name: str, value: Any, iteration: int) -> None:
+    def append_data(self, group_name: str, series_name: str, value: Any, iteration: int | str) -> None:
         """As in ``record_keeper.RecordKeeper``, with another tag on TensorBoard."""
         if self.record_writer:
             self.record_writer.append(group_name, series_name, value, iteration)
-        if self.tensorboard_writer is None or not _is_scalar(value):
+        if self.tensorboard_writer is None or isinstance(iteration, str) or not _is_scalar(value):
             return
         value = record_keeper.utils.convert_to_scalar(value)
         group = self.hash_map.get(group_name, group_name)
@@ -187,9 +189,9 @@ def get_record_keeper(
 def _is_scalar(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1
-    return isinstance(value, int | float) or (
-        hasattr(value, "__len__") and not isinstance(value, str) and len(value) == 1
-    )
+    if isinstance(value, np.ndarray):
+        return value.size == 1
+    return isinstance(value, numbers.Real) or (isinstance(value, list | tuple) and len(value) == 1)
 
 
 def _words(name: str) -> str:

@@ -7,8 +7,9 @@ import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.trainers import MetricLossOnly
 
+from pml_xbml.benchmarker.command_line import _parser
 from pml_xbml.benchmarker.pml_compat import pml_compat
-from pml_xbml.benchmarker.runner import SingleExperimentRunner
+from pml_xbml.benchmarker.runner import SingleExperimentRunner, _check_flags
 from pml_xbml.comparison import loss_table
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
@@ -172,6 +173,24 @@ def test_commands_of_the_page_merge(names):
             _, args = read(command.replace("LOSS", loss).split())
             assert args.loss_funcs
             assert args.models
+
+
+def test_flags_of_the_page_exist(names):
+    page = (ROOT / "README.md").read_text("utf-8")
+    commands = re.findall(r"pml-xbml benchmark ([^`#\n]*)", page)
+    runner, args = read([])
+    keys = {key for config in args.dict_of_yamls.values() for key in config}
+    own = {action.dest for action in _parser()._actions}
+    known = {
+        *vars(runner.setup_argparser().parse_known_args()[0]),
+        *args.config_foldernames,
+        *keys,
+        *own,
+        "help",
+    }
+    assert len(commands) > 5
+    for command in commands:
+        _check_flags(command.split(), known)
 
 
 def test_every_file_tells_which_flag_selects_it():

@@ -47,3 +47,25 @@ def test_names_that_no_file_can_have_are_hashed(keeper):
     keeper.save_records()
     (hashed,) = keeper.hash_map
     assert keeper.table_exists(hashed)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "tag"),
+    [
+        ("accuracies_X_level_0_VAL_vs_self", "precision_at_1_level0", "accuracy/precision@1"),
+        (
+            "MeanAggregator_accuracies_X_level_0_TEST_vs_self", "SEM_r_precision_level0",
+            "accuracy/R-precision (test), mean of folds, standard error",
+        ),
+        (
+            "ConcatenateEmbeddings_accuracies_X_level_0_TEST_vs_self", "mean_average_precision_at_r_level0",
+            "accuracy/MAP@R (test), ensemble",
+        ),
+        ("MineAggregator_accuracies_X_level_0_VAL_vs_self", "NMI_level0", "accuracy/NMI, MineAggregator"),
+        ("MeanAggregator_accuracies_X_level_0_VAL_vs_self", "best_accuracy", None),
+        ("trunk_optimizer_Adam", "prototypes_lr", "optimizer/prototypes lr (trunk)"),
+        ("bayes_opt", "lr", "bayes_opt/lr"),
+    ],
+)  # fmt: skip
+def test_tags(table, column, tag):
+    assert RecordKeeper()._tag(table, column) == tag

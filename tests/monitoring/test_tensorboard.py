@@ -3,6 +3,7 @@
 import functools
 import sqlite3
 
+import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses
@@ -108,6 +109,18 @@ def test_long_names_are_told_by_their_whole(tmp_path):
     keeper.update_records({"precision_at_1_level0": 0.5}, 1, parent_name=group)
     keeper.tensorboard_writer.close()
     assert events_of(tmp_path / "run").Tags()["scalars"] == ["accuracy/precision@1 (test)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_shown"),
+    [(1, True), (np.array(0.5), True), (torch.tensor([2.0]), True), ([1.5], True),
+     ("1", False), ([1, 2], False), (np.zeros(2), False)],
+)  # fmt: skip
+def test_numbers_are_shown_whatever_their_type(tmp_path, value, is_shown):
+    keeper = get_record_keeper(tmp_path / "records", tmp_path / "run")
+    keeper.update_records({"total_loss": value}, 0, parent_name="loss_histories")
+    keeper.tensorboard_writer.close()
+    assert events_of(tmp_path / "run").Tags()["scalars"] == (["loss/total"] if is_shown else [])
 
 
 def test_two_losses_have_two_tags(tmp_path):
