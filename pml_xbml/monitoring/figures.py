@@ -37,6 +37,7 @@ _GAP = 6
 _EXPLANATION_SIZE = 8.5
 _CHARACTERS_PER_INCH = 14.5
 _INCHES_PER_LINE = 0.15
+_INCHES_PER_LEGEND_ROW = 0.19
 _HARD_COLORS = matplotlib.colormaps["tab10"](np.arange(10))[:, :3]
 _OTHER_COLOR = (0.82, 0.82, 0.82)
 
@@ -109,6 +110,8 @@ def hard_assignment_maps(view: PrototypeView, num_images: int = 12, images_per_r
     if len(ranked) > len(colored):
         legend.append(Patch(facecolor=_OTHER_COLOR, label=f"{len(ranked) - len(colored)} others"))
     figure, _ = _mosaic_figure(mosaic, -(-len(chosen) // images_per_row), side_margin=1.4)
+    # The legend stands in the middle of the figure, above the lines at the foot.
+    figure.set_figheight(max(figure.get_figheight(), _INCHES_PER_LEGEND_ROW * (len(legend) + 4)))
     figure.suptitle("The prototype that each local feature matches best")
     figure.legend(handles=legend, loc="outside right center", fontsize="small", frameon=False)
     _explain(

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import matplotlib.pyplot
@@ -65,6 +66,18 @@ def test_most_used_prototypes_are_in_order_with_their_best_images(view):
     share = figures.resized_maps(view.assignments[best, first][None], (SIDE, SIDE))[0]
     low, high = share < share.quantile(0.1), share > share.quantile(0.9)
     assert difference[low].mean() < difference[high].mean()
+
+
+def test_the_legend_of_a_single_row_of_images_is_whole(view):
+    many = torch.rand(NUM_IMAGES, 16, 6, 6).softmax(1)
+    few_images = dataclasses.replace(view, assignments=many, prototypes=torch.randn(16, 6))
+    figure = figures.hard_assignment_maps(few_images, num_images=2, images_per_row=4)
+    rendered(figure)
+    (legend,) = figure.legends
+    (foot,) = [text for text in figure.texts if text.get_text().startswith("Beside each image")]
+    bounds = legend.get_window_extent()
+    assert bounds.y0 >= foot.get_window_extent().y1
+    assert bounds.y1 <= figure.bbox.y1
 
 
 def test_hard_assignment_maps_have_the_colors_of_the_legend(view):
