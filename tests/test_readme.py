@@ -5,6 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning import samplers as pml_samplers
 
 from pml_xbml.cli.parser import build_parser
 
@@ -37,6 +41,21 @@ COMMANDS = sorted(
 def test_python_blocks_run(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_lines_to_change_run():
+    (diff,) = re.findall(r"```diff\n(.*?)```", TEXTS["README.md"], flags=re.DOTALL)
+    labels = torch.arange(20).repeat_interleave(4)
+    for sign in "-+":
+        lines = [line[2:] for line in diff.splitlines() if line.startswith(sign)]
+        names = {
+            "torch": torch, "torchvision": torchvision, "labels": labels, "images": torch.rand(24, 3, 64, 64),
+            "losses": pml_losses, "samplers": pml_samplers,
+        }  # fmt: skip
+        exec("\n".join(lines), names)
+        embeddings = names["trunk"](torch.rand(8, 3, 64, 64))
+        assert torch.isfinite(names["loss"](embeddings, torch.arange(8) // 2))
+        assert set(names["sampler"]) <= set(range(80))
 
 
 def test_there_are_python_blocks():
