@@ -37,7 +37,7 @@ class ClassGetter(PytorchGetter):
 
         Raises:
             ValueError: if no registered module has a class of that name.
-            ValueError: if ``yaml_dict`` is not one name with its arguments.
+            ValueError: if ``yaml_dict`` is not one name with its arguments, or an argument is unknown.
         """
         if class_name is None:
             if not isinstance(yaml_dict, dict) or len(yaml_dict) != 1:
@@ -53,7 +53,15 @@ class ClassGetter(PytorchGetter):
         found, arguments = super().get(
             obj_name, class_name, params, additional_params=additional_params, return_uninitialized=True
         )
-        return (found, arguments) if return_uninitialized else found(**arguments)
+        if return_uninitialized:
+            return found, arguments
+        try:
+            return found(**arguments)
+        except TypeError as error:
+            # Of a function that hands on **kwargs, as torchvision's networks do, no one can tell before.
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise ValueError(f"{obj_name}: {class_name} does not take {arguments}: {error}") from error
 
     def _known_names(self, obj_name: str) -> set[str]:
         names: set[str] = set()
