@@ -16,14 +16,13 @@ and ``collect_stats`` went with the recorded statistics; ``set_reducer`` and ``s
 """
 
 import importlib
+import logging
 import sys
+from types import ModuleType
 from typing import Any
 
 # Where version 2 has each name, below ``pytorch_metric_learning``.
 MODULES = {
-    # The logger of the library, under the name that ``set_logger_name`` gives it.
-    # Version 3: not found; ``common_functions`` is private there.
-    "LOGGER": "utils.common_functions",
     # The random generator that the samplers draw from.
     # Version 3: not found.
     "NUMPY_RANDOM": "utils.common_functions",
@@ -45,13 +44,26 @@ MODULES = {
 }
 
 
+# What PrototypePooling and its trunk take, which work without PML: it is asked where it is imported already.
 def collects_stats_by_default() -> bool:
-    """PML's default of ``collect_stats`` for all its modules, where PML is in use; PML is not imported here.
+    """PML's default of ``collect_stats`` for all its modules; False where PML is not in use.
 
     Version 3: removed with the recorded statistics.
     """
-    common_functions = sys.modules.get("pytorch_metric_learning.utils.common_functions")
-    return bool(getattr(common_functions, "COLLECT_STATS", False))
+    return bool(getattr(_imported_common_functions(), "COLLECT_STATS", False))
+
+
+def logger() -> logging.Logger:
+    """PML's logger, under the name that ``set_logger_name`` gives it; its first name where PML is not in use.
+
+    Version 3: not found; ``common_functions`` is private there.
+    """
+    found: logging.Logger = getattr(_imported_common_functions(), "LOGGER", logging.getLogger("PML"))
+    return found
+
+
+def _imported_common_functions() -> ModuleType | None:
+    return sys.modules.get("pytorch_metric_learning.utils.common_functions")
 
 
 def __getattr__(name: str) -> Any:

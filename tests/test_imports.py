@@ -150,7 +150,7 @@ class TestDoorToPML:
             and isinstance(node.value, ast.Name)
             and node.value.id == "_pml"
         }
-        assert used == {"collects_stats_by_default", *_pml.MODULES}
+        assert used == {"collects_stats_by_default", "logger", *_pml.MODULES}
         assert all(getattr(_pml, name) is not None for name in used)
 
     def test_every_name_of_the_door_says_where_version_3_has_it(self):
@@ -163,6 +163,8 @@ class TestDoorToPML:
                 comment.append(lines[line])
             assert any(text.startswith("    # Version 3: ") for text in comment), name
             assert len(comment) >= 2, name
+        for function in (_pml.collects_stats_by_default, _pml.logger):
+            assert "Version 3: " in function.__doc__
 
     def test_another_name_is_an_attribute_error(self):
         with pytest.raises(AttributeError, match=r"module 'pml_xbml\._pml' has no attribute 'typo'"):
@@ -171,6 +173,8 @@ class TestDoorToPML:
     def test_replaced_objects_are_the_ones_that_are_found(self, monkeypatch):
         monkeypatch.setattr(pytorch_metric_learning.utils.common_functions, "NUMPY_RANDOM", 5)
         assert _pml.NUMPY_RANDOM == 5
+        monkeypatch.setattr(pytorch_metric_learning.utils.common_functions, "LOGGER", 6)
+        assert _pml.logger() == 6
 
 
 HEAVY = {"faiss", "tensorboard", "matplotlib", "record_keeper", "sklearn", "pandas", "torchvision", "timm"}
@@ -184,6 +188,20 @@ FORBIDDEN = {
     "pml_xbml.losses": HEAVY | {"PIL"},
     "pml_xbml.datasets": HEAVY,
 }
+# The pooling, its trunk and their warning, in a process that can import nothing of the row above.
+WITHOUT_PML = f"""
+import sys
+for name in {sorted(FORBIDDEN["pml_xbml.trunks"])}:
+    sys.modules[name] = None
+import torch
+from pml_xbml.trunks import PrototypePooling, PrototypePoolingTrunk, SmallTrunk
+pooling = PrototypePooling(8, num_prototypes=4)
+pooling(torch.randn(2, 8, 3, 3)).sum().backward()
+network = torch.nn.Sequential(SmallTrunk(), torch.nn.Linear(128, 5))
+trunk = PrototypePoolingTrunk(network, num_prototypes=4)
+assert trunk(torch.rand(2, 3, 32, 32)).shape == (2, trunk.num_features)
+assert trunk.histograms.shape == (2, 4)
+"""
 LOADED_MODULES = f"""
 import importlib, json, sys
 loaded = {{}}
@@ -206,6 +224,12 @@ class TestLightImports:
     @pytest.mark.parametrize("module", FORBIDDEN)
     def test_pulls_no_heavy_library(self, loaded, module):
         assert FORBIDDEN[module].intersection(loaded[module]) == set()
+
+    def test_the_pooling_needs_torch_alone(self):
+        command = [sys.executable, "-c", WITHOUT_PML]
+        completed = subprocess.run(command, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stderr
+        assert "PrototypePoolingTrunk drops what follows the average" in completed.stderr
 
     def test_another_name_is_an_attribute_error(self):
         with pytest.raises(AttributeError, match=r"module 'pml_xbml' has no attribute 'typo'"):

@@ -375,7 +375,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     def _warn_once(self, message: str, *values: object) -> None:
         if message not in self._messages_given:
             self._messages_given.add(message)
-            _pml.LOGGER.warning(message, *values)
+            _pml.logger().warning(message, *values)
 
     def set_reducer(self, reducer: Any) -> None:
         # ℓ reduces; a reducer here would record a second, meaningless size of the losses.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
+from .. import _pml
 from ._pool_location import PoolLocation
-
-# pytorch-metric-learning's.
-_LOGGER = logging.getLogger("PML")
 
 _LIBRARIES = ("torchvision", "timm", "pretrainedmodels")
 _NUM_CLASSES_OF_IMAGENET = 1000
@@ -30,7 +26,7 @@ def warn_of_dropped_head(network: torch.nn.Module, location: PoolLocation) -> No
     norms = [name for name, module in dropped if _is_norm(module)]
     if not dropped or (classifiers and len(classifiers) + len(norms) == len(dropped)):
         return
-    _LOGGER.warning(
+    _pml.logger().warning(
         "PrototypePoolingTrunk drops what follows the average of %s: %s. To keep a head, take it before the "
         "network is wrapped, embedder = %s, and train it as the embedder behind the trunk.",
         type(network).__name__,
