@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 2 -m pml_xbml.examples.with_accelerate
 
+It needs ``pip install accelerate``.
 It trains a small network on Glyphs, prints MAP@R on validation classes, and keeps checkpoints in the folder
 accelerate_example. The same command goes on from the last one; what it prints is then what an unbroken run
 prints. ``python -m pml_xbml.examples.with_accelerate`` trains in one process.

@@ -2,6 +2,7 @@
 
     python -m pml_xbml.examples.with_lightning
 
+It needs ``pip install lightning torchdata``.
 It trains a small network on Glyphs, prints MAP@R on validation classes, and keeps checkpoints in the folder
 lightning_example. The same command goes on from the last one; what it prints is then what an unbroken run
 prints.

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib.metadata import requires
 from pathlib import Path
 
 import psutil
@@ -141,6 +142,21 @@ def test_an_example_is_one_short_file(example):
     assert len(source.splitlines()) < 120
     assert "pml_xbml.comparison" not in source
     assert f"pml_xbml.examples.{example}" in " ".join(command_of(example))
+
+
+@pytest.mark.parametrize("example", ALL)
+def test_an_example_says_what_it_needs_besides_the_package(example):
+    tree = ast.parse((FOLDER / f"{example}.py").read_text(encoding="utf-8"))
+    modules = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
+    distributions = {module.replace("_", "-") for module in modules - sys.stdlib_module_names}
+    installed = {re.match(r"[\w-]+", line)[0] for line in requires("pml-xbml") if "extra ==" not in line}
+    said = re.search(r"``pip install (.+)``", ast.get_docstring(tree))
+    assert distributions - installed - {"pml-xbml"} == set(said[1].split() if said else [])
 
 
 def test_every_example_is_tested():
