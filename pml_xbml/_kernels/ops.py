@@ -46,7 +46,9 @@ class UnitVectors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
         precise = at_least_float32(vectors)
-        inverse_norm = inverse_norms(precise, dim=-1)
+        # Autocast would take the squares in half precision, where they overflow.
+        with torch.autocast(vectors.device.type, enabled=False):
+            inverse_norm = inverse_norms(precise, dim=-1)
         unit = precise * inverse_norm
         ctx.save_for_backward(unit, inverse_norm)
         return unit.to(vectors.dtype)

@@ -25,6 +25,25 @@ class TestUnitVectors:
     def test_pass_gradcheck(self):
         assert torch.autograd.gradcheck(ops.UnitVectors.apply, double(4, 3, requires_grad=True))
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_are_float32_under_autocast(self, dtype):
+        """A norm of 1,000 has a square that float16 cannot hold."""
+        vectors = (1000 * torch.nn.functional.normalize(torch.randn(8, 40))).requires_grad_()
+        upstream = torch.randn(8, 40)
+        unit = ops.UnitVectors.apply(vectors)
+        expected = unit, *torch.autograd.grad(unit, vectors, upstream)
+        with torch.autocast("cpu", dtype=dtype):
+            unit = ops.UnitVectors.apply(vectors)
+            got = unit, *torch.autograd.grad(unit, vectors, upstream)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+    def test_refuse_a_second_derivative(self):
+        vectors = double(4, 3, requires_grad=True)
+        loss = ops.UnitVectors.apply(vectors)[:, 0].square().sum()
+        (gradient,) = torch.autograd.grad(loss, vectors, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
+
     def test_without_direction_stay_zero_with_their_gradient(self):
         vectors = torch.tensor([[0.0, 0.0], [1e-13, 0.0], [1e-11, 0.0]], requires_grad=True)
         unit = ops.UnitVectors.apply(vectors)
@@ -70,9 +89,38 @@ class TestSystems:
         added = ops.add_ridge(torch.full((3, 3), 1e6).double(), torch.full((1,), 1e-30).double())
         expected = 1e6 + 64 * torch.finfo(torch.float64).eps * 3e6
         torch.testing.assert_close(
-            added.diagonal(), torch.full((3,), expected, dtype=torch.float64), rtol=0, atol=1e-9
+            added.diagonal(), torch.full((3,), expected, dtype=torch.float64), rtol=0, atol=2e-10
         )
         assert torch.linalg.cholesky_ex(added).info == 0
+
+    def test_add_ridge_looks_at_the_trace_of_each_system(self):
+        gram = torch.stack([torch.full((3, 3), value).double() for value in (1e6, 1e-6)])
+        added = ops.add_ridge(gram.clone(), torch.full((2, 1), 1e-30).double())
+        alone = [ops.add_ridge(system.clone(), torch.full((1,), 1e-30).double()) for system in gram]
+        assert torch.equal(added, torch.stack(alone))
+
+
+class TestMeanAndVariance:
+    @pytest.mark.parametrize("members", [None, [True, True, True], [True, False, True], [False, True, False]])
+    def test_equal_those_of_numpy(self, members):
+        rows = double(2, 3, 4)
+        mask = None if members is None else torch.tensor(members).expand(2, 3).unsqueeze(-1)
+        mean, variance = ops.mean_and_variance(rows, mask)
+        chosen = rows if members is None else rows[:, members]
+        torch.testing.assert_close(mean, chosen.mean(1, keepdim=True))
+        expected = chosen.var(1, correction=0).sum(-1)[:, None, None]
+        torch.testing.assert_close(variance, expected)
+
+    def test_of_no_rows_are_zero(self):
+        mean, variance = ops.mean_and_variance(double(3, 4), torch.zeros(3, 1, dtype=torch.bool))
+        assert torch.equal(mean, torch.zeros_like(mean))
+        assert variance == 0
+
+    @pytest.mark.parametrize(("deviation", "counts"), [(2e-4, True), (5e-5, False)])
+    def test_deviations_below_a_ten_thousandth_of_the_length_are_rounding_errors(self, deviation, counts):
+        rows = torch.tensor([[1 + deviation], [1 - deviation]], dtype=torch.float64)
+        _, variance = ops.mean_and_variance(rows)
+        torch.testing.assert_close(variance.item(), deviation**2 if counts else 0.0, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
