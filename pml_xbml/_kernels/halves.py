@@ -91,9 +91,8 @@ def class_disjoint_halves(labels: Tensor, world_size: int = 1) -> Tensor:
 
     sizes_descending, by_size = class_sizes.sort(descending=True, stable=True)
     dealt = sizes_descending.cumsum(0)
-    # Scaled so that the first of equally good cuts wins on every device; a cut behind the last class is none.
-    imbalance = (2 * dealt - num_samples).abs() * num_samples + position
-    cut = torch.where(dealt < num_samples, imbalance, num_samples**2 + position).argmin()
+    # Scaled so that the first of equally good cuts wins on every device. The worst is behind the last class.
+    cut = ((2 * dealt - num_samples).abs() * num_samples + position).argmin()
     class_is_first = torch.zeros_like(in_first).scatter_(0, by_size, position <= cut)
 
     keeps_blocks = ~is_shared.any() & (num_samples == world_size * block_size) & (block_size % 2 == 0)
