@@ -223,7 +223,7 @@ class DisjointClassPairSampler(DistributedSampler[int]):
 
     def _checked_epoch(self, epoch: int) -> int:
         epoch = check_integer("epoch", epoch, minimum=0)
-        if (epoch + 1) * self.list_size * self.num_replicas >= 2**62:
+        if (epoch + 1) * self.list_size * self.num_replicas > 2**62:
             raise ValueError(
                 f"epoch must be below {2**62 // (self.list_size * self.num_replicas)}, as far as 64-bit "
                 f"integers count samples, got {epoch}"
