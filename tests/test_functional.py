@@ -89,6 +89,21 @@ class TestHistograms:
         prototypes = torch.tensor([[10.0, 0.0], [0.0, 0.1], [-1.0, 0.1]])
         assert functional.hard_assignments(features, prototypes).tolist() == [[0, 1, 2]]
 
+    @pytest.mark.parametrize(
+        "function", [functional.assignments, functional.histograms, functional.average_and_histograms]
+    )
+    def test_by_default_the_temperature_is_a_tenth_and_the_similarity_the_cosine(self, function):
+        features, prototypes = double(3, 7, 7), double(4, 7)
+        expected = function(features, prototypes, 0.1, "cosine")
+        torch.testing.assert_close(function(features, prototypes), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+    def test_are_float32_under_autocast(self, similarity):
+        features, prototypes = torch.randn(3, 7, 5), torch.randn(4, 5)
+        expected = functional.histograms(features, prototypes, 0.1, similarity)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(functional.histograms(features, prototypes, 0.1, similarity), expected)
+
     def test_unknown_similarity_is_named(self):
         with pytest.raises(ValueError, match="cosine, dot, got 'euclid'"):
             functional.histograms(torch.ones(1, 1, 1), torch.ones(1, 1), similarity="euclid")
@@ -231,10 +246,18 @@ class TestRidgeFit:
         fitted = functional.ridge_fit(z, double(64, 2), 1e-30)
         assert fitted.isfinite().all()
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_expression_keeps_the_precision_of_the_prototypes_under_autocast(self, dtype):
+        z, fitted = simplex(6, 3), double(3, 4).to(dtype)
+        expected = z.to(dtype) @ fitted
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(functional.express(z, fitted), expected)
+
+    @pytest.mark.parametrize("function", [functional.ridge_fit, functional.cross_batch_expression])
     @pytest.mark.parametrize("ridge", [0, -1, float("nan"), float("inf")])
-    def test_refuses_a_ridge_that_is_not_positive_and_finite(self, ridge):
+    def test_refuses_a_ridge_that_is_not_positive_and_finite(self, function, ridge):
         with pytest.raises(ValueError, match=f"greater than 0 and finite, got {ridge}"):
-            functional.ridge_fit(simplex(3, 2), double(3, 2), ridge)
+            function(simplex(4, 2), double(4, 2), ridge)
 
     def test_recursion_with_covariance_equals_one_fit_on_the_union(self):
         batches = [(simplex(9, 5), double(9, 3)) for _ in range(4)]
@@ -262,6 +285,19 @@ class TestHistogramsForTheFit:
         torch.testing.assert_close(functional.prepare_histograms(z, True, True), expected)
         torch.testing.assert_close(functional.prepare_histograms(z, False, True), centred)
         torch.testing.assert_close(functional.prepare_histograms(z, False, False), z)
+
+    def test_are_normalised_and_not_centred_by_default(self):
+        z = simplex(6, 4)
+        expected = torch.stack([row / (row @ row).sqrt() for row in z])
+        torch.testing.assert_close(functional.prepare_histograms(z), expected)
+
+    @pytest.mark.parametrize("deviation", [1e-2, 1e-4])
+    def test_centred_rows_are_divided_by_no_less_than_a_thousandth_of_their_length(self, deviation):
+        z = torch.tensor([[1 + deviation, 1.0, 2.0], [1 - deviation, 1.0, 2.0]], dtype=torch.float64)
+        (first, *rest), _ = functional.prepare_histograms(z, True, True)
+        length = z[0].square().sum().sqrt()
+        torch.testing.assert_close(first, deviation / torch.clamp(length / 1000, min=deviation))
+        assert rest == [0, 0]
 
     def test_what_differs_by_rounding_alone_gets_no_direction_and_a_bounded_gradient(self):
         z = (simplex(1, 4) + 1e-9 * double(6, 4)).requires_grad_()
@@ -373,6 +409,14 @@ class TestIntercept:
         alpha = 0.05 * z.square().sum(1).mean()
         stationarity = z.T @ (z @ fitted - y) + alpha * (fitted - prior)
         torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
+
+    @sizes
+    def test_fit_is_batched(self, num_samples, num_prototypes):
+        z, y = simplex(2, 3, num_samples, num_prototypes), 5 + double(2, 3, num_samples, 4)
+        fitted = functional.ridge_fit(z, y, 0.05, intercept=True)
+        for index in np.ndindex(2, 3):
+            alone = functional.ridge_fit(z[index], y[index], 0.05, intercept=True)
+            torch.testing.assert_close(fitted[index], alone)
 
     @sizes
     @halves
@@ -541,3 +585,40 @@ class TestClassDisjointHalves:
         labels = torch.tensor([0, 1, 2, 3, 2, 4, 5, 6])
         first_half = functional.class_disjoint_halves(labels, 2)
         assert not set(labels[first_half].tolist()) & set(labels[~first_half].tolist())
+
+    @pytest.mark.parametrize(
+        ("labels", "world_size", "first_half"),
+        [
+            ([0, 1, 2, 0, 1, 2], 1, [1, 0, 0, 1, 0, 0]),
+            ([2, 1, 0], 1, [0, 0, 1]),
+            ([0, 1, 2, 3, 4], 2, [1, 1, 0, 0, 0]),
+            ([1, 0], 2, [0, 1]),
+        ],
+        ids=["the first of equally good cuts", "odd", "blocks that leave a rest", "blocks of one sample"],
+    )
+    def test_dealt_by_the_labels_alone(self, labels, world_size, first_half):
+        dealt = functional.class_disjoint_halves(torch.tensor(labels), world_size)
+        assert dealt.tolist() == [bool(value) for value in first_half]
+
+    @pytest.mark.parametrize("world_size", [0, -1, 4])
+    def test_refuses_fewer_labels_than_blocks(self, world_size):
+        with pytest.raises(ValueError, match=f"between 1 and the number of labels, 3, got {world_size}"):
+            functional.class_disjoint_halves(torch.tensor([0, 1, 2]), world_size)
+
+
+class TestHalves:
+    @pytest.mark.parametrize(
+        ("in_first", "are_two"),
+        [(None, True), ([True, False], True), ([True, True], False), ([False, False], False)],
+    )
+    def test_are_two_where_neither_is_empty(self, in_first, are_two):
+        halves = functional.Halves(None if in_first is None else torch.tensor(in_first))
+        assert halves.are_two is are_two
+
+    def test_the_default_that_all_calls_share_cannot_be_changed(self):
+        with pytest.raises(AttributeError, match="cannot assign to field 'in_first'"):
+            functional.CUT_IN_THE_MIDDLE.in_first = torch.tensor([True, False])
+
+    def test_are_compared_as_objects_because_masks_have_no_single_truth(self):
+        mask = torch.tensor([True, False])
+        assert functional.Halves(mask) != functional.Halves(mask.clone())

@@ -65,11 +65,23 @@ def test_multiplies_the_embeddings_in_their_precision(form):
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_prototypes", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_is_the_same_under_autocast(num_prototypes, dtype):
+    fitted, targets, others, ridge = problem(num_prototypes=num_prototypes)
+    inputs = fitted, targets.detach().to(dtype).requires_grad_(), others, ridge
+    upstream = double(2, 5, 3).to(dtype)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            predicted = ridge_prediction(*inputs)
+            results.append((predicted, *torch.autograd.grad(predicted, inputs, upstream)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @FORMS
-def test_is_the_same_under_autocast(form):
+def test_refuses_a_second_derivative(form):
     inputs = problem()
-    upstream = double(2, 5, 3)
-    gradients = [torch.autograd.grad(ridge_prediction(*inputs), inputs, upstream)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        gradients.append(torch.autograd.grad(ridge_prediction(*inputs), inputs, upstream))
-    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(form.apply(*inputs).square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

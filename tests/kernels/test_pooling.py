@@ -89,6 +89,24 @@ def test_features_without_gradient_get_none(similarity):
 
 
 @SIMILARITIES
+def test_frozen_prototypes_leave_the_gradient_of_the_features(similarity):
+    features, prototypes, upstream = double(3, 5, 6, requires_grad=True), double(4, 5), double(3, 4)
+    gradients = []
+    for function in (functional.average_and_histograms, plain):
+        _, z = function(features, prototypes, 0.2, similarity)
+        gradients.append(torch.autograd.grad(z, features, upstream)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_refuses_a_second_derivative():
+    features, prototypes = double(3, 5, 6, requires_grad=True), double(4, 5)
+    _, z = functional.average_and_histograms(features, prototypes)
+    (gradient,) = torch.autograd.grad(z.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@SIMILARITIES
 def test_the_backward_is_float32_under_autocast(similarity):
     features = torch.randn(3, 5, 6, requires_grad=True)
     prototypes = torch.randn(4, 5, requires_grad=True)

@@ -11,6 +11,7 @@ from pytorch_metric_learning.utils import distributed as pml_distributed
 from pytorch_metric_learning.utils import loss_and_miner_utils
 from sklearn.linear_model import Ridge
 
+from pml_xbml import functional
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePooling
@@ -156,6 +157,60 @@ class TestFormula:
         for own_first in ([0, 1, 2, 3], [1, 0, 2, 3], [2, 0, 1, 3], [3, 0, 1, 2]):
             rows = torch.arange(16).view(4, 4)[own_first].flatten()
             torch.testing.assert_close(loss(embeddings[rows], labels[rows]), expected)
+
+    @pytest.mark.parametrize(
+        ("world_size", "classes", "samples_a_class"),
+        [(2, [0, 1, 3, 2], 4), (3, [0, 3, 1, 2], 5)],
+        ids=["gathered", "not gathered, as three processes would leave a rest"],
+    )
+    def test_the_first_halves_of_all_processes_are_the_first_half(
+        self, monkeypatch, world_size, classes, samples_a_class
+    ):
+        """Classes dealt by their labels would come to the halves {0, 1} and {2, 3}."""
+        monkeypatch.setattr(pml_distributed, "is_distributed", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
+        labels = torch.tensor(classes).repeat_interleave(samples_a_class)
+        embeddings = torch.randn(len(labels), 6).double()
+        first_half = (labels == 0) | (labels == 3)
+        expected = losses.ContrastiveLoss()(expressed_by_sklearn(embeddings, embeddings, first_half), labels)
+        torch.testing.assert_close(
+            CrossBatchPrototypeLoss(cross_batch_weight=1)(embeddings, labels), expected
+        )
+
+    def test_histograms_that_do_not_fit_the_processes_are_refused(self, monkeypatch):
+        monkeypatch.setattr(pml_distributed, "is_distributed", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        embeddings, histograms = batch()
+        with pytest.raises(ValueError, match="each of the 16 embeddings, got 8 rows"):
+            CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms[:8])
+
+    @pytest.mark.parametrize("labels", [LABELS / 4, (LABELS == 1) | (LABELS == 3)], ids=["float", "bool"])
+    def test_labels_of_other_types_are_those_of_integers(self, labels):
+        embeddings, histograms = batch()
+        integers = (4 * labels).long()
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=0.5)
+        expected = loss(embeddings, integers, histograms=histograms)
+        assert torch.equal(loss(embeddings, labels, histograms=histograms), expected)
+
+    def test_value_with_a_single_prototype(self):
+        embeddings, _ = batch()
+        histograms = torch.rand(16, 1).double()
+        base = losses.ContrastiveLoss()
+        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize=False)
+        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        loss = CrossBatchPrototypeLoss(base, normalize_histograms=False)
+        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_embeddings_enter_the_fit_in_float32_under_autocast(self, dtype):
+        """Norms of 1,000 have squares that float16 cannot hold."""
+        embeddings, histograms = batch(torch.float32, requires_grad=False)
+        embeddings *= 1000 / embeddings.norm(dim=1, keepdim=True)
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
+        halves = functional.Halves(LABELS < 2)
+        expected = loss._express(embeddings, histograms, halves)
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(loss._express(embeddings, histograms, halves), expected)
 
     @pytest.mark.parametrize("weight", [0.1, 1.0])
     def test_one_class_leaves_a_zero_that_keeps_the_graph(self, weight):
@@ -452,6 +507,15 @@ class TestTuplesAndReferences:
         )
         torch.testing.assert_close(got, expected)
 
+    @pytest.mark.parametrize("expressed_loss", [None, losses.ContrastiveLoss()])
+    def test_tuples_are_refused_beside_miners_of_multiple_losses(self, expressed_loss):
+        embeddings, histograms = batch()
+        base = losses.MultipleLosses([losses.TripletMarginLoss()], miners=[miners.TripletMarginMiner()])
+        loss = CrossBatchPrototypeLoss(base, expressed_loss=expressed_loss)
+        tuples = miners.TripletMarginMiner()(embeddings, LABELS)
+        with pytest.raises(ValueError, match=r"indices_tuple must be left out when .* got one of 3 tensors"):
+            loss(embeddings, LABELS, tuples, histograms=histograms)
+
     def test_terms_with_different_distances_get_their_own_expression(self):
         embeddings, histograms = batch()
         raw = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
@@ -592,6 +656,18 @@ class TestPooling:
             loss(embeddings, LABELS)
         assert sum("stands for itself" in record.message for record in caplog.records) == 1
 
+    def test_has_nothing_to_say_at_weight_zero(self, caplog):
+        embeddings, _ = batch()
+        CrossBatchPrototypeLoss(cross_batch_weight=0)(embeddings, LABELS)
+        assert not caplog.records
+
+    def test_is_found_behind_several_wrappers(self):
+        embeddings, histograms = batch()
+        holder = types.SimpleNamespace(histograms=histograms)
+        wrapper = types.SimpleNamespace(module=types.SimpleNamespace(module=holder))
+        expected = CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms)
+        assert CrossBatchPrototypeLoss(pooling=wrapper)(embeddings, LABELS) == expected
+
 
 class TestExpress:
     @pytest.mark.parametrize("intercept", [False, True])
@@ -602,6 +678,8 @@ class TestExpress:
         recorded = loss.transfer_r2
         expressed, first_half = loss.express(embeddings, LABELS, histograms)
         assert torch.equal(first_half, LABELS < 2)
+        assert not expressed.requires_grad
+        assert not recorded.requires_grad
         torch.testing.assert_close(losses.ContrastiveLoss()(expressed, LABELS), value)
         loss.express(embeddings.flip(0), LABELS, histograms)
         assert loss.transfer_r2 is recorded
@@ -638,7 +716,9 @@ class TestDealtClasses:
             loss(torch.randn(16, 6), labels, histograms=torch.rand(16, 5))
         assert not caplog.records
 
-    @pytest.mark.parametrize("labels", [[0, 1, 0, 1], [0, 0, 1]], ids=["shuffled", "an odd number"])
+    @pytest.mark.parametrize(
+        "labels", [[0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 1]], ids=["shuffled", "mirrored", "an odd number"]
+    )
     def test_once_for_other_batches(self, caplog, labels):
         assert len(self.messages(caplog, torch.tensor(labels))) == 1
 
@@ -658,6 +738,7 @@ class TestBadInput:
             ({"cross_batch_weight": float("nan")}, ValueError, "got nan"),
             ({"ridge": 0}, ValueError, "ridge must be positive and finite, got 0"),
             ({"ridge": -1.0}, ValueError, "ridge must be positive and finite, got -1.0"),
+            ({"ridge": float("inf")}, ValueError, "ridge must be positive and finite, got inf"),
             ({"cross_batch_weight": "0.1"}, TypeError, "cross_batch_weight must be a number, got '0.1'"),
             ({"cross_batch_weight": True}, TypeError, "cross_batch_weight must be a number, got True"),
             ({"ridge": None}, TypeError, "ridge must be a number, got None"),
@@ -710,12 +791,15 @@ class TestBadInput:
             ({"labels": LABELS[:15]}, ValueError, r"labels must have shape \(16,\).*\(15,\)"),
             ({"labels": LABELS[:, None]}, ValueError, r"labels must have shape \(16,\)"),
             ({"labels": LABELS.tolist()}, TypeError, "labels must be a tensor of real numbers, got list"),
-            ({"labels": LABELS.float() / 0}, ValueError, "NaN"),
+            ({"labels": LABELS.to(torch.complex64)}, TypeError, "labels must be a tensor of real numbers"),
+            ({"labels": LABELS.float() / 0}, ValueError, "labels must be numbers, got 4 NaN among them"),
             ({"embeddings": torch.randn(16)}, ValueError, r"embeddings must have shape.*\(16,\)"),
             ({"embeddings": torch.randn(0, 6)}, ValueError, r"embeddings must have shape.*\(0, 6\)"),
             ({"embeddings": torch.ones(16, 6).long()}, TypeError, "floating point.*int64"),
             ({"histograms": torch.rand(15, 5)}, ValueError, "each of the 16 embeddings, got 15 rows"),
+            ({"histograms": torch.rand(8, 5)}, ValueError, "each of the 16 embeddings, got 8 rows"),
             ({"histograms": torch.rand(16)}, ValueError, r"\(batch_size, num_prototypes\)"),
+            ({"histograms": torch.rand(16, 0)}, ValueError, r"\(batch_size, num_prototypes\)"),
             (
                 {"histograms": torch.ones(16, 5).long()},
                 TypeError,
@@ -745,6 +829,13 @@ class TestBadInput:
         loss = CrossBatchPrototypeLoss(cross_batch_weight=weight)
         with pytest.raises(ValueError, match=rf"must be finite, got {name} .* with 1 values that are not"):
             loss(labels=labels, ref_labels=labels, **arguments)
+
+    @pytest.mark.parametrize("autocast", [True, False])
+    def test_bfloat16_is_no_excuse_for_values_that_are_not_finite(self, autocast):
+        embeddings, histograms = batch(torch.float32 if autocast else torch.bfloat16, requires_grad=False)
+        embeddings[3, 2] = float("inf")
+        with torch.autocast("cpu", enabled=autocast), pytest.raises(ValueError, match="must be finite"):
+            CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms)
 
     def test_finite_values_beyond_float32_beside_others_are_no_error(self):
         embeddings, histograms = batch()

@@ -58,6 +58,11 @@ def test_cuts_in_the_middle_without_a_mask():
     assert cut == expression_statistics(histograms, embeddings, 0.1, functional.Halves(torch.arange(8) < 4))
 
 
+def test_carries_no_graph_that_a_record_would_keep():
+    inputs = torch.rand(8, 3, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    assert not any(value.requires_grad for value in expression_statistics(*inputs, 0.1))
+
+
 @pytest.mark.parametrize("value", [0, 3])
 def test_embeddings_that_are_all_alike_have_no_variance_to_explain(value):
     statistics = expression_statistics(torch.rand(8, 3), torch.full((8, 4), value).float(), 0.1)

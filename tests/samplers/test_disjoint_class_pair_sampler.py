@@ -305,6 +305,41 @@ def test_set_epoch_to_the_restored_epoch_keeps_the_place_in_it():
     assert list(resumed) == epochs[2]
 
 
+@pytest.mark.parametrize(
+    ("class_sizes", "arguments", "first", "last"),
+    [
+        (
+            [7] * 20,
+            {"seed": 0},
+            [47, 46, 4, 1, 123, 124, 70, 73, 10, 12, 80, 79],
+            [137, 139, 75, 74, 120, 123, 0, 2, 117, 112, 17, 20],
+        ),
+        (
+            [7] * 20,
+            {"seed": 2**64 - 1, "num_replicas": 4, "rank": 3},
+            [66, 67, 90, 88, 76, 74, 48, 42, 56, 62, 105, 111],
+            [118, 113, 107, 109, 8, 13, 87, 90, 53, 52, 104, 98],
+        ),
+        (
+            [3] * 9,
+            {"seed": 5, "num_replicas": 3, "rank": 2},
+            [1, 0, 17, 15, 9, 11, 24, 26, 19, 20, 5, 4],
+            [19, 20, 4, 5, 10, 9, 14, 13, 17, 16, 6, 8],
+        ),
+    ],
+    ids=["one process", "a class for each process", "classes shared by processes"],
+)
+def test_batches_of_a_seed_are_a_promise(class_sizes, arguments, first, last):
+    """Another version may not draw others, or what was measured and saved with a seed would lose its worth."""
+    sampler = sampler_of(np.repeat(np.arange(len(class_sizes)), class_sizes), **arguments)
+    indices = epochs_of(sampler, 2 if arguments["seed"] == 0 else 1)
+    assert (indices[:12], indices[-12:]) == (first, last)
+
+
+def test_the_checksum_of_labels_is_a_promise():
+    assert sampler_of().state_dict()["configuration"]["labels_checksum"] == 2309789526
+
+
 @given(configurations())
 def test_len_is_that_of_mperclasssampler(config):
     arguments = {name: config[name] for name in ("labels", "m", "batch_size", "length_before_new_iter")}
@@ -340,6 +375,35 @@ def test_default_length_is_that_of_mperclasssampler():
 )
 def test_labels_of_every_kind_give_the_same_batches(labels):
     assert list(sampler_of(labels)) == list(sampler_of(LABELS))
+
+
+def test_a_batch_may_be_larger_than_what_is_computed_at_once():
+    labels = np.repeat(np.arange(8), 2500)
+    indices = list(sampler_of(labels, m=2500, batch_size=20_000, length_before_new_iter=20_000))
+    assert sorted(indices) == list(range(20_000))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+@pytest.mark.parametrize(("length", "batch_size"), [(96, 12), (64, 8)])
+def test_epochs_reach_as_far_as_64_bit_integers_count(num_replicas, length, batch_size):
+    sampler = sampler_of(
+        batch_size=batch_size, length_before_new_iter=length, num_replicas=num_replicas, rank=0
+    )
+    end = 2**62 // (length * num_replicas)
+    sampler.set_epoch(end - 1)
+    for batch in batches_of(list(sampler), batch_size):
+        assert set(Counter(LABELS[batch].tolist()).values()) == {2}
+    with pytest.raises(ValueError, match=f"epoch must be below {end}, .* got {end}"):
+        sampler.set_epoch(end)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_an_epoch_is_as_long_as_64_bit_integers_count(num_replicas):
+    longest = (2**62 - 1) // num_replicas
+    sampler = sampler_of(length_before_new_iter=longest, num_replicas=num_replicas, rank=0)
+    assert next(iter(sampler)) in range(len(LABELS))
+    with pytest.raises(ValueError, match=f"must be below {2**62}, got {(longest + 1) * num_replicas}"):
+        sampler_of(length_before_new_iter=longest + 1, num_replicas=num_replicas, rank=0)
 
 
 def test_boolean_labels_are_two_classes():

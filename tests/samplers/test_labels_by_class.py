@@ -48,3 +48,10 @@ def test_the_smallest_integer_type_holds_every_index(num_samples):
 def test_tensors_with_a_gradient_and_without_a_numpy_type_are_taken():
     labels = torch.tensor([1.0, 0.5], dtype=torch.bfloat16, requires_grad=True)
     assert label_array(labels).tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("span", [2**31 - 1, 2**31, 2**32, 2**63 - 1])
+def test_integers_far_apart_are_sorted(span):
+    indices, starts = group_by_class(np.array([span, 5, 0, span - 1]))
+    assert indices.tolist() == [2, 1, 3, 0]
+    assert starts.tolist() == [0, 1, 2, 3, 4]

@@ -119,7 +119,13 @@ class TestInitialisation:
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_is_the_same_every_time(self):
-        assert torch.equal(PrototypePooling(8, 5).prototypes, PrototypePooling(8, 5).prototypes)
+        expected = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(PrototypePooling(8, 5).prototypes, expected)
+
+    def test_has_64_prototypes_by_default(self):
+        pooling = PrototypePooling(8)
+        assert pooling.prototypes.shape == (64, 8)
+        assert (pooling.temperature, pooling.similarity) == (0.1, "cosine")
 
     def test_k_center_stores_raw_features_and_returns_the_radius_among_unit_vectors(self):
         pooling = PrototypePooling(8, 5).double()
@@ -293,6 +299,14 @@ class TestRecords:
         assert PrototypePooling(8, 5).collect_stats
         assert not PrototypePooling(8, 5, collect_stats=False).collect_stats
 
+    def test_are_zero_before_the_first_batch_and_never_part_of_a_graph_or_checkpoint(self):
+        pooling = PrototypePooling(8, 5, collect_stats=True)
+        names = pooling._record_these_stats
+        assert [getattr(pooling, name) for name in names] == [0] * len(names)
+        pooling(torch.randn(4, 8, 3, 3, requires_grad=True))
+        assert not any(getattr(pooling, name).requires_grad for name in names)
+        assert list(pooling.state_dict()) == ["prototypes"]
+
     def test_dead_prototypes_are_those_that_no_feature_has_matched_for_20_batches(self):
         pooling = PrototypePooling(2, 3, collect_stats=True)
         pooling.prototypes.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -331,6 +345,14 @@ class TestBadInput:
     def test_shapes_are_named(self, shape, training):
         with pytest.raises(ValueError, match=r"\(B, 8, H, W\) or tokens \(B, N, 8\), got a tensor of shape"):
             PrototypePooling(8).train(training)(torch.randn(shape))
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_an_empty_batch_passes_and_maps_without_positions_do_not(self, training):
+        pooling = PrototypePooling(8).train(training)
+        assert pooling(torch.randn(0, 8, 3, 3)).shape == (0, 8)
+        for shape in ((4, 8, 0, 3), (4, 8, 3, 0), (4, 0, 8)):
+            with pytest.raises(ValueError, match="which has no positions to average"):
+                pooling(torch.randn(shape))
 
     def test_replicas_of_data_parallel_are_refused(self):
         replica = PrototypePooling(8)._replicate_for_data_parallel()
