@@ -217,6 +217,20 @@ class TestRidgeFit:
         torch.testing.assert_close(functional.ridge_fit(z, y, 0.05), primal, rtol=1e-9, atol=1e-10)
 
     @shapes
+    @pytest.mark.parametrize("batch", [(), (9,)])
+    def test_solves_the_smaller_system(self, monkeypatch, num_samples, num_prototypes, batch):
+        solved = []
+        add_ridge = functional.add_ridge
+        monkeypatch.setattr(
+            functional, "add_ridge", lambda gram, ridge: solved.append(gram.shape) or add_ridge(gram, ridge)
+        )
+        functional.ridge_fit(
+            simplex(*batch, num_samples, num_prototypes), double(*batch, num_samples, 2), 0.1
+        )
+        size = min(num_samples, num_prototypes)
+        assert solved == [(*batch, size, size)]
+
+    @shapes
     def test_passes_gradcheck(self, num_samples, num_prototypes):
         z = simplex(min(num_samples, 6), min(num_prototypes, 9)).requires_grad_()
         y, prior = double(len(z), 2, requires_grad=True), double(z.shape[1], 2, requires_grad=True)

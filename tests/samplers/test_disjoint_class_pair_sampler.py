@@ -330,7 +330,7 @@ def test_set_epoch_to_the_restored_epoch_keeps_the_place_in_it():
     ids=["one process", "a class for each process", "classes shared by processes"],
 )
 def test_batches_of_a_seed_are_a_promise(class_sizes, arguments, first, last):
-    """Another version may not draw others, or what was measured and saved with a seed would lose its worth."""
+    """Another version may not draw others: what was measured or saved with a seed would lose its worth."""
     sampler = sampler_of(np.repeat(np.arange(len(class_sizes)), class_sizes), **arguments)
     indices = epochs_of(sampler, 2 if arguments["seed"] == 0 else 1)
     assert (indices[:12], indices[-12:]) == (first, last)

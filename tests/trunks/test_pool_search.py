@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pml_xbml.trunks._known_pools import num_prefix_tokens, timm_features
-from pml_xbml.trunks._pool_place import _are_positions, _is_in, _outermost
+from pml_xbml.trunks._pool_place import _are_channels_last, _are_positions, _is_in, outermost
 from pml_xbml.trunks._pool_search import _is_several_positions, _noise, _own_sizes
 
 
@@ -40,8 +40,23 @@ def test_outputs_with_several_positions(shape, are_several):
     assert _is_several_positions(shape) is are_several
 
 
+@pytest.mark.parametrize(
+    ("shape", "image_shape", "are_channels_last"),
+    [
+        ((2, 4, 4, 9), (2, 3, 32, 32), True), ((2, 9, 4, 4), (2, 3, 32, 32), False),
+        ((2, 4, 4, 4), (2, 3, 32, 32), False), ((2, 4, 5, 9), (2, 3, 32, 32), False),
+        ((2, 4, 8, 9), (2, 3, 32, 64), True), ((2, 9, 4, 8), (2, 3, 32, 64), False),
+        ((2, 8, 4, 9), (2, 3, 64, 32), True), ((2, 8, 4, 9), (2, 3, 32, 64), False),
+    ],
+)  # fmt: skip
+def test_maps_have_their_channels_last_if_their_first_sizes_alone_are_a_grid(
+    shape, image_shape, are_channels_last
+):
+    assert _are_channels_last(torch.zeros(shape), torch.zeros(image_shape)) is are_channels_last
+
+
 def test_modules_are_named_with_those_in_them():
-    assert _outermost(dict.fromkeys(["head.0", "head", "header", "fc"])) == ("head", "header", "fc")
+    assert outermost(dict.fromkeys(["head.0", "head", "header", "fc"])) == ("head", "header", "fc")
     assert [_is_in(name, ("head",)) for name in ("head", "head.0", "header", "")] == [
         True,
         True,
