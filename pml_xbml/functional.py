@@ -11,8 +11,11 @@ embeddings the rows of Y (N, D). The method is
     A_k = argmin_A ‖Y_k − Z_k A‖² + ε‖A‖²                       ridge_fit, to each half k of the batch
     Ŷ_1 = Z_1 A_2,   Ŷ_2 = Z_2 A_1                              express, with the other half's prototypes
 
-A training step runs these formulas as :func:`average_and_histograms` and :func:`cross_batch_expression`, with
-gradients that ``_kernels`` derives by hand.
+The fit has an intercept where :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` runs it: Z_k and Y_k are then
+deviations from the means of the half k that is fitted, and Ŷ is compared in pairs_within_halves alone. The
+paper's public text says nothing of either. A training step runs these formulas as
+:func:`average_and_histograms` and :func:`cross_batch_expression`, with gradients that ``_kernels`` derives by
+hand.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from ._kernels.pooling import AverageAndHistograms
 __all__ = [
     "CUT_IN_THE_MIDDLE", "Halves", "assignments", "average_and_histograms", "class_disjoint_halves",
     "cross_batch_expression", "express", "greedy_k_center", "hard_assignments", "histograms", "l2_normalize",
-    "prepare_histograms", "recursive_ridge_fit", "ridge_fit", "transfer_r2",
+    "pairs_within_halves", "recursive_ridge_fit", "ridge_fit", "transfer_r2",
 ]  # fmt: skip
 
 SIMILARITIES = ("cosine", "dot")
@@ -122,26 +125,6 @@ def average_and_histograms(
         feature_maps, prototypes, temperature, similarity
     )
     return outputs
-
-
-def prepare_histograms(histograms: Tensor, normalize: bool = True, center: bool = False) -> Tensor:
-    """The rows of Z (N, m) as they enter the fit.
-
-    Args:
-        histograms: (N, m), of the whole batch, both halves.
-        normalize: divide each row by its length. On the simplex the entries are about 1/m, and a ridge would
-            swamp them.
-        center: subtract the mean of the rows first, which tells no image from another. What is left of a row
-            is divided by no less than a thousandth of the row's length, because of rounding errors.
-    """
-    if not center:
-        return l2_normalize(histograms) if normalize else histograms
-    centered = histograms - histograms.mean(dim=0)
-    if not normalize:
-        return centered
-    smallest = torch.linalg.vector_norm(histograms.detach(), dim=1, keepdim=True) / 1000
-    lengths = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
-    return centered / lengths.clamp(min=smallest.clamp(min=1e-12))
 
 
 def ridge_fit(
@@ -277,6 +260,22 @@ def cross_batch_expression(
         expressed = ridge_prediction(fitted, targets, others, alpha.flatten())
     expressed = expressed.flip(0).flatten(0, 1) if members is None else expressed.sum(0)
     return expressed.to(embeddings.dtype)
+
+
+def pairs_within_halves(labels: Tensor, halves: Halves = CUT_IN_THE_MIDDLE) -> tuple[Tensor, ...]:
+    """The pairs of expressed samples that are compared: within a half, by one half's prototypes.
+
+    Args:
+        labels: (N,), of any dtype that compares.
+        halves: which samples belong to which half; they share no class.
+
+    Returns:
+        Anchors and positives, all pairs of one class, then anchors and negatives, those of two classes of one
+        half: four vectors of indices, as miners of pytorch-metric-learning give them.
+    """
+    same_class = labels.unsqueeze(1) == labels
+    negative = halves.same_half(labels) & ~same_class
+    return (*torch.where(same_class.fill_diagonal_(False)), *torch.where(negative))
 
 
 def transfer_r2(expressed: Tensor, embeddings: Tensor, halves: Halves = CUT_IN_THE_MIDDLE) -> Tensor:

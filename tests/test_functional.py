@@ -291,46 +291,26 @@ class TestRidgeFit:
         torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
 
 
-class TestHistogramsForTheFit:
-    def test_are_centred_and_then_normalised(self):
-        z = simplex(6, 4)
-        centred = z - z.sum(0) / 6
-        expected = torch.stack([row / (row @ row).sqrt() for row in centred])
-        torch.testing.assert_close(functional.prepare_histograms(z, True, True), expected)
-        torch.testing.assert_close(functional.prepare_histograms(z, False, True), centred)
-        torch.testing.assert_close(functional.prepare_histograms(z, False, False), z)
-
-    def test_are_normalised_and_not_centred_by_default(self):
-        z = simplex(6, 4)
-        expected = torch.stack([row / (row @ row).sqrt() for row in z])
-        torch.testing.assert_close(functional.prepare_histograms(z), expected)
-
-    @pytest.mark.parametrize("deviation", [1e-2, 1e-4])
-    def test_centred_rows_are_divided_by_no_less_than_a_thousandth_of_their_length(self, deviation):
-        z = torch.tensor([[1 + deviation, 1.0, 2.0], [1 - deviation, 1.0, 2.0]], dtype=torch.float64)
-        (first, *rest), _ = functional.prepare_histograms(z, True, True)
-        length = z[0].square().sum().sqrt()
-        torch.testing.assert_close(first, deviation / torch.clamp(length / 1000, min=deviation))
-        assert rest == [0, 0]
-
-    def test_what_differs_by_rounding_alone_gets_no_direction_and_a_bounded_gradient(self):
-        z = (simplex(1, 4) + 1e-9 * double(6, 4)).requires_grad_()
-        rows = functional.prepare_histograms(z, True, True)
-        assert rows.abs().max() < 1e-4
-        (gradient,) = torch.autograd.grad((rows * double(6, 4)).sum(), z)
-        assert gradient.abs().max() < 1e5
-
-    def test_silenced_rows_stay_zero(self):
-        z = torch.zeros(4, 3, requires_grad=True)
-        rows = functional.prepare_histograms(z, True, True)
-        rows.sum().backward()
-        assert torch.equal(rows, torch.zeros(4, 3))
-        assert z.grad.isfinite().all()
-
-    @pytest.mark.parametrize("normalize", [True, False])
-    def test_pass_gradcheck(self, normalize):
-        z = simplex(5, 4).requires_grad_()
-        assert torch.autograd.gradcheck(lambda z: functional.prepare_histograms(z, normalize, True), z)
+class TestPairsWithinHalves:
+    @pytest.mark.parametrize("first_half", [None, [True, False] * 4], ids=["cut", "dealt"])
+    def test_are_those_of_a_loop(self, first_half):
+        labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3] if first_half is None else [0, 2, 0, 3, 1, 2, 1, 2])
+        halves = functional.CUT_IN_THE_MIDDLE
+        in_first = [True] * 4 + [False] * 4
+        if first_half is not None:
+            in_first = first_half
+            halves = functional.Halves(torch.tensor(first_half))
+        pairs = [
+            (anchor, other)
+            for anchor in range(8)
+            for other in range(8)
+            if anchor != other and in_first[anchor] == in_first[other]
+        ]
+        positive = [(i, j) for i, j in pairs if labels[i] == labels[j]]
+        negative = [(i, j) for i, j in pairs if labels[i] != labels[j]]
+        anchors, positives, negative_anchors, negatives = functional.pairs_within_halves(labels, halves)
+        assert list(zip(anchors.tolist(), positives.tolist(), strict=True)) == positive
+        assert list(zip(negative_anchors.tolist(), negatives.tolist(), strict=True)) == negative
 
 
 class TestCrossBatchExpression:

@@ -14,9 +14,6 @@ from .. import comparison
 from ..comparison import Comparison, RunConfig
 from ..comparison.result import Split
 
-#: Says that ℓ itself is applied to expressed embeddings.
-SAME_LOSS = "same"
-
 
 def default_jobs() -> int:
     """Two processes fit into 2 GB of memory; on a GPU runs would only wait for each other."""
@@ -24,7 +21,7 @@ def default_jobs() -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    """The smallest comparison: glyphs, contrastive loss, at the weight that the table has for it."""
+    """The smallest comparison: glyphs, contrastive loss, all defaults."""
     return _compare(_settings(options), options, ["contrastive"], None)
 
 
@@ -35,11 +32,6 @@ def compare(options: argparse.Namespace) -> int:
         depending["train_classes"] = None
     if options.num_prototypes is not None:
         depending["pooling_options"] = {"num_prototypes": options.num_prototypes}
-    if options.center_histograms is not None:
-        depending["loss_options"] = {"center_histograms": options.center_histograms}
-    if options.expressed_loss is not None:
-        chosen = None if options.expressed_loss == SAME_LOSS else options.expressed_loss
-        depending.setdefault("loss_options", {})["expressed_loss"] = chosen
     settings = dataclasses.replace(_settings(options), **depending)
     return _compare(
         settings,

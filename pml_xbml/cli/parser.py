@@ -119,28 +119,14 @@ def _add_compare(subparsers: Any) -> None:
         type=fraction,
         metavar="LAMBDA",
         help="one or more weights of the cross-batch term, between 0 and 1, each against the same plain "
-        f"runs (default: {_weight_of_each_loss()}; in fine-tuning 0.1)",
-    )
-    compared.add_argument(
-        "--center-histograms",
-        action=argparse.BooleanOptionalAction,
-        help="whether the loss centers the histograms before the fit (default: "
-        f"{_of_each_loss('center_histograms')}; in fine-tuning no)",
-    )
-    compared.add_argument(
-        "--expressed-loss",
-        type=one_of([commands.SAME_LOSS, *_without_parameters()]),
-        metavar="NAME",
-        help="what is applied to expressed embeddings: "
-        f"{', '.join(_without_parameters())}, or {commands.SAME_LOSS!r}, the loss itself (default: "
-        f"{_of_each_loss('expressed_loss')})",
+        f"runs (default: {comparison.DEFAULT_WEIGHT:g})",
     )
     compared.add_argument(
         "--control",
         dest="with_control",
         action="store_true",
-        help="add runs whose second term is its loss on the embeddings themselves, without the cross-batch "
-        "fit: they tell whether a gain is that of the fit",
+        help="add runs whose second term is the same loss on the embeddings themselves, without the "
+        "cross-batch fit: they tell whether a gain is that of the fit",
     )
     compared.add_argument(
         "--seeds",
@@ -232,19 +218,6 @@ def _add_compare(subparsers: Any) -> None:
         help="folder for tables, pictures, logs and models (default: %(default)s)",
     )
     _add_seed_iterations_and_jobs(parser)
-
-
-def _weight_of_each_loss() -> str:
-    return ", ".join(f"{loss} {table.cross_batch_weight}" for loss, table in comparison.LOSSES.items())
-
-
-def _of_each_loss(option: str) -> str:
-    having = [loss for loss, table in comparison.LOSSES.items() if option in table.cross_batch_options]
-    return f"as the table of losses has it, for {', '.join(having)}" if having else "no"
-
-
-def _without_parameters() -> list[str]:
-    return [loss for loss, table in comparison.LOSSES.items() if table.learning_rate is None]
 
 
 def _add_look(subparsers: Any) -> None:

@@ -1,6 +1,6 @@
 """Plain training against XML on equal terms: the engine of ``pml-xbml demo`` and ``pml-xbml compare``."""
 
-from .comparison import Comparison, compare, plan_runs
+from .comparison import DEFAULT_WEIGHT, Comparison, compare, plan_runs
 from .loss_table import LOSSES
 from .models import cross_batch_loss
 from .result import METRICS, PRIMARY_METRIC, Result
@@ -11,6 +11,7 @@ from .train import LoadedRun, load_run, train
 from .visualize import look
 
 __all__ = [
+    "DEFAULT_WEIGHT",
     "LOSSES",
     "METRICS",
     "NAMED_DATASETS",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.atomic_file import atomic_file
+from ..losses import CrossBatchPrototypeLoss
 from ..samplers import DisjointClassPairSampler
 from ..trunks import PrototypePoolingTrunk
 from .class_subset import ClassSubset
@@ -22,6 +23,9 @@ from .splits import NAMED_DATASETS, Splits, load_splits
 from .tables import footnotes, format_table, write_csv
 from .train import RESULT_FILE
 from .verdict import format_recommendations, format_verdicts, judge, winning_run
+
+#: λ of a comparison that names none.
+DEFAULT_WEIGHT = CrossBatchPrototypeLoss().cross_batch_weight
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,12 @@ def plan_runs(
     Before them comes the network as it is, without training, where it is a pretrained one.
 
     Args:
-        settings: what all runs share; its seed is the first, its options are those of the XML runs, beside
-            what the table ``LOSSES`` says of their loss, and its loss and weight are replaced.
+        settings: what all runs share; its seed is the first, its options are those of the XML runs, and its
+            loss and weight are replaced.
         losses: names of the table ``LOSSES``.
-        weights: the λ's; None takes each loss's own of the table.
+        weights: the λ's; None takes the default of ``CrossBatchPrototypeLoss``.
         num_seeds: number of seeds, counted up from the first.
-        control: add to each XML run whose second term has a loss of its own (``expressed_loss``) one in which
-            that loss is on the embeddings themselves.
+        control: add to each XML run one whose second term is the same loss on the embeddings themselves.
 
     Returns:
         The runs, seed by seed, so that whoever stops early has compared some seeds and not some losses.
@@ -131,19 +134,11 @@ def plan_runs(
         for loss in dict.fromkeys(losses):
             shared = dataclasses.replace(settings, loss=loss, seed=seed, cross_batch_weight=None)
             runs.append(_without_options(shared))
-            table = LOSSES[loss].for_pretrained_weights() if settings.is_fine_tuning else LOSSES[loss]
-            options = {**table.cross_batch_options, **settings.loss_options}
-            for weight in dict.fromkeys([table.cross_batch_weight] if weights is None else weights):
-                xml = dataclasses.replace(shared, cross_batch_weight=weight, loss_options=options)
+            for weight in dict.fromkeys([DEFAULT_WEIGHT] if weights is None else weights):
+                xml = dataclasses.replace(settings, loss=loss, seed=seed, cross_batch_weight=weight)
                 runs.append(xml)
-                # Where the second term has no loss of its own, the control is plain training.
-                if control and options.get("expressed_loss") is not None:
+                if control:
                     runs.append(dataclasses.replace(xml, control=True))
-    if control and not any(run.control for run in runs):
-        raise ValueError(
-            f"control must be left out, got True: the second term of {', '.join(losses)} has no loss of its "
-            "own, so the control is plain training; give an expressed_loss"
-        )
     return runs
 
 

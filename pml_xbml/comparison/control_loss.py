@@ -1,22 +1,25 @@
 import torch
 from torch import Tensor
 
+from .. import functional
+from ..losses import CrossBatchPrototypeLoss
+
 
 class ControlLoss(torch.nn.Module):
-    """(1 − λ) ℓ(Y) + λ ℓ_2(Y): an XML loss whose second term sees the embeddings themselves.
+    """(1 − λ) ℓ(Y) + λ ℓ_c(Y): an XML loss whose second term sees the embeddings themselves, Y in place of Ŷ.
 
-    What it gains over ℓ is not the method's.
+    What it gains over ℓ is not the method's. Its pairs are those of an XML loss, within the halves of a batch
+    that is cut in the middle.
 
     Args:
         loss: ℓ.
-        second_loss: ℓ_2, which gets no mined tuples, as in ``CrossBatchPrototypeLoss``.
         weight: λ.
     """
 
-    def __init__(self, loss: torch.nn.Module, second_loss: torch.nn.Module, weight: float) -> None:
+    def __init__(self, loss: torch.nn.Module, weight: float) -> None:
         super().__init__()
         self.loss = loss
-        self.second_loss = second_loss
+        self.second_loss = CrossBatchPrototypeLoss(loss).expressed_loss
         self.weight = weight
 
     def forward(
@@ -24,5 +27,5 @@ class ControlLoss(torch.nn.Module):
     ) -> Tensor:
         """The loss, a scalar."""
         first: Tensor = self.loss(embeddings, labels, indices_tuple)
-        second: Tensor = self.second_loss(embeddings, labels)
+        second: Tensor = self.second_loss(embeddings, labels, functional.pairs_within_halves(labels))
         return (1 - self.weight) * first + self.weight * second

@@ -89,19 +89,7 @@ def cross_batch_loss(
 ) -> CrossBatchPrototypeLoss:
     """The XML loss of a run, as its settings have it."""
     options = {"cross_batch_weight": config.cross_batch_weight, "collect_stats": True, **config.loss_options}
-    if options.get("expressed_loss") is not None:
-        options["expressed_loss"] = _expressed_loss(config)
     return CrossBatchPrototypeLoss(loss, pooling=trunk, **options)
-
-
-def control_loss(config: RunConfig, loss: losses.BaseMetricLossFunction) -> ControlLoss:
-    """The loss of a control run."""
-    assert config.cross_batch_weight is not None
-    return ControlLoss(loss, _expressed_loss(config), config.cross_batch_weight)
-
-
-def _expressed_loss(config: RunConfig) -> losses.BaseMetricLossFunction:
-    return LOSSES[config.loss_options["expressed_loss"]].build(0, config.embedding_size)
 
 
 def build_loss(
@@ -110,7 +98,8 @@ def build_loss(
     """The loss of a run, and the cover radius of its prototypes where training images choose them."""
     loss = LOSSES[config.loss].build(len(train.classes), config.embedding_size)
     if config.arm == "control":
-        return control_loss(config, loss), None
+        assert config.cross_batch_weight is not None
+        return ControlLoss(loss, config.cross_batch_weight), None
     if not isinstance(trunk, PrototypePoolingTrunk):
         return loss, None
     cover_radius = None

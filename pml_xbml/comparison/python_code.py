@@ -37,6 +37,7 @@ def python_code(run: RunConfig) -> str:
     imports += ["from pytorch_metric_learning import losses as pml_losses"]
     imports += ["from pytorch_metric_learning import miners"] if table.build_miner else []
     imports += ["", f"from pml_xbml import {'losses, ' if run.arm == 'xml' else ''}samplers, trunks"]
+    imports += ["from pml_xbml.comparison.control_loss import ControlLoss"] if run.arm == "control" else []
     if run.arm == "xml":
         lines = [
             f"trunk = {wrapped}",
@@ -49,7 +50,9 @@ def python_code(run: RunConfig) -> str:
             "wrapped = trunks.PrototypePoolingTrunk(network)",
             f"embedder = torch.nn.Linear(wrapped.num_features, {run.embedding_size})",
             "trunk = wrapped.unwrap()",
-            *(_control_loss(run, loss) if run.arm == "control" else [f"loss = {loss}"]),
+            f"loss = ControlLoss({loss}, {run.cross_batch_weight:g})"
+            if run.arm == "control"
+            else f"loss = {loss}",
         ]
     if table.build_miner:
         lines.append(f"miner = {_call('miners', table.build_miner)}")
@@ -104,24 +107,13 @@ def _cross_batch_loss(run: RunConfig, loss: str) -> list[str]:
         for parameter in parameters
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name not in ("loss", "pooling")
     }
-    options.update(run.loss_options, cross_batch_weight=run.cross_batch_weight)
-    second_loss = options.get("expressed_loss")
-    if second_loss is not None:
-        options["expressed_loss"] = _Code(_loss(second_loss, run.embedding_size))
+    options.update(
+        expressed_loss=_Code("pml_losses.ContrastiveLoss(pos_margin=0, neg_margin=1)"),
+        **run.loss_options,
+        cross_batch_weight=run.cross_batch_weight,
+    )
     arguments = [loss, "pooling=trunk", *(f"{name}={value!r}" for name, value in options.items())]
     return ["loss = losses.CrossBatchPrototypeLoss(", *(f"    {argument}," for argument in arguments), ")"]
-
-
-def _control_loss(run: RunConfig, loss: str) -> list[str]:
-    """The second loss on the embeddings themselves."""
-    weight = run.cross_batch_weight or 0
-    second = _loss(run.loss_options.get("expressed_loss") or run.loss, run.embedding_size)
-    return [
-        "loss = pml_losses.MultipleLosses(",
-        f"    [{loss}, {second}],",
-        f"    weights=[{1 - weight:g}, {weight:g}],",
-        ")",
-    ]
 
 
 def _comments(run: RunConfig) -> list[str]:

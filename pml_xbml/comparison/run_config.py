@@ -40,14 +40,13 @@ class RunConfig:
         iterations: batches at most; 0 evaluates the trunk's pooled features as they come, without training.
         iterations_per_epoch: batches between two validations, between which the best is chosen.
         patience: validations in a row without a new best after which the run stops; None never stops it.
-        learning_rate: Adam's, of the trunk without its prototypes. None is 3e-4 with ``pretrained`` or
-            ``freeze``, else 1e-3.
+        learning_rate: Adam's, of the trunk without its prototypes. None is 1e-4 with ``pretrained`` or
+            ``freeze``, else 3e-3: what validation classes chose for plain training, see tests/studies.
         prototypes_learning_rate: Adam's, of the prototypes. At the rate of a pretrained trunk they would stay
             where they started.
         embedder_learning_rate: Adam's, of the linear layer.
         schedule: "cosine" (down to zero after ``iterations``) or "constant".
-        loss_options: more arguments of ``CrossBatchPrototypeLoss``, such as ``{"ridge": 0.5}``; an
-            ``expressed_loss`` by its name in the table ``LOSSES``.
+        loss_options: more arguments of ``CrossBatchPrototypeLoss``, such as ``{"ridge": 0.5}``.
         pooling_options: more arguments of ``PrototypePoolingTrunk``, such as ``{"num_prototypes": 128}``.
         dataloader_num_workers: of PML's trainer and tester.
         prototype_images: training images that the prototypes are chosen from by greedy k-center; 0 leaves
@@ -126,7 +125,7 @@ class RunConfig:
         """``learning_rate``, with its default filled in."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 3e-4 if self.is_fine_tuning else 1e-3
+        return 1e-4 if self.is_fine_tuning else 3e-3
 
     @property
     def freezes_norms(self) -> bool:

@@ -53,7 +53,7 @@ def main() -> None:
     validation = [index for index, label in enumerate(glyphs.labels) if label >= 400]
     # All processes: the same seed, for the same weights and prototypes.
     torch.manual_seed(0)
-    trunk = PrototypePoolingTrunk(SmallTrunk(), num_prototypes=64)
+    trunk = PrototypePoolingTrunk(SmallTrunk())
     chosen = torch.randperm(len(training))[:256].tolist()
     trunk.init_prototypes(torch.stack([glyphs[training[index]][0] for index in chosen]))
     network = torch.nn.Sequential(trunk, torch.nn.Linear(trunk.num_features, 128)).to(device)

@@ -60,7 +60,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     training_set, labels = glyphs_of(lambda label: label < 400, transforms.Compose([AUGMENT, TO_TENSOR]))
-    trunk = PrototypePoolingTrunk(SmallTrunk(), num_prototypes=64)
+    trunk = PrototypePoolingTrunk(SmallTrunk())
     network = torch.nn.Sequential(trunk, torch.nn.Linear(trunk.num_features, 128)).to(DEVICE)
     loss = CrossBatchPrototypeLoss(pml_losses.ContrastiveLoss(), pooling=trunk)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)

@@ -61,7 +61,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(0)
     training_set, labels = glyphs_of(lambda label: label < 400)
-    trunk = PrototypePoolingTrunk(SmallTrunk(), num_prototypes=64)
+    trunk = PrototypePoolingTrunk(SmallTrunk())
     chosen = torch.randperm(len(training_set))[:256].tolist()
     trunk.init_prototypes(torch.stack([training_set[index][0] for index in chosen]))
     network: Any = torch.nn.Sequential(trunk, torch.nn.Linear(trunk.num_features, 128))

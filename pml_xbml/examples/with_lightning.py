@@ -46,7 +46,7 @@ class MetricLearner(lightning.LightningModule):
         self.iterations = iterations
         self.training_set, self.labels = glyphs_of(lambda label: label < 400)
         self.validation_set, _ = glyphs_of(lambda label: label >= 400)
-        trunk = PrototypePoolingTrunk(SmallTrunk(), num_prototypes=64)
+        trunk = PrototypePoolingTrunk(SmallTrunk())
         self.network = torch.nn.Sequential(trunk, torch.nn.Linear(trunk.num_features, 128))
         chosen = torch.randperm(len(self.training_set))[:256].tolist()
         trunk.init_prototypes(torch.stack([self.training_set[index][0] for index in chosen]))

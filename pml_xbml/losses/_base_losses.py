@@ -2,80 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning.reducers import DoNothingReducer
-from torch import Tensor
-
-from .. import _pml
 
 # These refuse class labels, of which the halves are made.
 LOSSES_WITHOUT_LABELS = (pml_losses.ManifoldLoss, pml_losses.SelfSupervisedLoss, pml_losses.VICRegLoss)
-
-
-@dataclass(frozen=True)
-class Term:
-    """A single loss out of a tree of ``MultipleLosses``, with its weight and the tuples that it is to use."""
-
-    loss: torch.nn.Module
-    weight: float | None
-    indices_tuple: tuple[Tensor, ...] | None
-
-    @property
-    def loss_without_memory(self) -> pml_losses.BaseMetricLossFunction:
-        """The loss, or what a ``CrossBatchMemory`` wraps: expressed embeddings never enter a memory."""
-        return self.loss.loss if isinstance(self.loss, pml_losses.CrossBatchMemory) else self.loss
-
-    @property
-    def normalizes_embeddings(self) -> bool:
-        """Whether the loss's distance divides embeddings by their norm."""
-        return bool(self.loss_without_memory.distance.normalize_embeddings)
-
-    def with_all_pairs(self, labels: Tensor, ref_labels: Tensor | None) -> Term:
-        """With the pairs that a loss of pairs makes of the labels where it gets none: once for both calls."""
-        makes_all_pairs = getattr(type(self.loss), "compute_loss", None) is _pml.GenericPairLoss.compute_loss
-        if self.indices_tuple is not None or not makes_all_pairs:
-            return self
-        return replace(self, indices_tuple=_pml.get_all_pairs_indices(labels, ref_labels))
-
-    def weighted(self, value: Tensor) -> Tensor:
-        return value if self.weight is None else value * self.weight
-
-
-def base_loss_terms(
-    loss: torch.nn.Module,
-    embeddings: Tensor,
-    labels: Tensor,
-    indices_tuple: tuple[Tensor, ...] | None,
-    weight: float | None = None,
-) -> list[Term]:
-    """The single losses that a loss adds up, in its order, each mined for once.
-
-    Calling ``MultipleLosses`` for the embeddings and again for the expressed ones would mine twice, and the
-    second time not on the embeddings.
-
-    Args:
-        loss: any loss that :func:`check_base_loss` passes.
-        embeddings: (batch_size, embedding_size), for the miners of ``MultipleLosses``.
-        labels: (batch_size,).
-        indices_tuple: a miner's tuples, or None.
-        weight: of the whole; None for a loss that stands alone.
-    """
-    if not isinstance(loss, pml_losses.MultipleLosses):
-        return [Term(loss, weight, indices_tuple)]
-    if loss.miners and indices_tuple is not None:
-        raise ValueError(
-            "indices_tuple must be left out when MultipleLosses has miners of its own, got one of "
-            f"{len(indices_tuple)} tensors"
-        )
-    terms = []
-    for key, part in loss.losses.items() if loss.is_dict else enumerate(loss.losses):
-        mined = loss.get_indices_tuple(key, embeddings, labels, indices_tuple)
-        part_weight = loss.weights[key] if weight is None else weight * loss.weights[key]
-        terms += base_loss_terms(part, embeddings, labels, mined, part_weight)
-    return terms
 
 
 def check_base_loss(loss: object, name: str = "loss") -> None:
@@ -94,7 +28,7 @@ def check_base_loss(loss: object, name: str = "loss") -> None:
             f"{name} must be a loss of pytorch-metric-learning (a BaseMetricLossFunction, CrossBatchMemory "
             f"or MultipleLosses), got {loss!r}. A DistributedLossWrapper goes around CrossBatchPrototypeLoss"
         )
-    base = Term(loss, None, None).loss_without_memory
+    base = loss.loss if isinstance(loss, pml_losses.CrossBatchMemory) else loss
     if isinstance(base.reducer, DoNothingReducer):
         raise TypeError(
             f"{name} must reduce to one number, got {type(base).__name__} with a DoNothingReducer: choose a "
@@ -102,9 +36,37 @@ def check_base_loss(loss: object, name: str = "loss") -> None:
         )
     if base.distance is None:
         raise TypeError(
-            f"{name} must have a distance, by which embeddings enter the fit, got "
-            f"{type(loss).__name__}, which has none: pass the loss that it is put around"
+            f"{name} must have a distance, got {type(loss).__name__}, which has none: pass the loss that it "
+            "is put around"
         )
+
+
+class ExpressedLoss:
+    """Holds the loss of expressed samples where record-keeper does not look for children.
+
+    As a submodule it would mix its records with those of a base loss of the same class.
+
+    Args:
+        loss: of samples with samples, without parameters, buffers or a memory.
+
+    Raises:
+        TypeError, ValueError: if it is another one.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        if isinstance(loss, pml_losses.CrossBatchMemory | pml_losses.MultipleLosses):
+            raise TypeError(
+                f"expressed_loss must be a single loss without a memory, got {type(loss).__name__}: pass "
+                "ContrastiveLoss() say"
+            )
+        check_base_loss(loss, "expressed_loss")
+        if loss.state_dict():
+            raise ValueError(
+                f"expressed_loss must have no parameters or buffers, got {type(loss).__name__}: pass a loss "
+                "that compares samples with samples, ContrastiveLoss() say"
+            )
+        self.loss: torch.nn.Module = loss
+        self.normalizes_embeddings = bool(loss.distance.normalize_embeddings)
 
 
 def takes_references(loss: torch.nn.Module) -> bool:

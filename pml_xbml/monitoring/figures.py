@@ -187,7 +187,8 @@ def prototype_similarities(view: PrototypeView) -> Figure:
 def expressed_and_actual_embeddings(view: PrototypeView, loss: CrossBatchPrototypeLoss) -> Figure:
     """The cosines between each sample expressed by the other half's prototypes and each actual embedding.
 
-    The view's images are the batch, and the loss expresses it.
+    The view's images are the batch, and the loss expresses it: deviations from the mean of the half whose
+    prototypes they are. The actual embeddings are deviations from their own half's mean.
 
     Args:
         view: What to show, of two classes or more.
@@ -209,7 +210,10 @@ def expressed_and_actual_embeddings(view: PrototypeView, loss: CrossBatchPrototy
     order = np.lexsort((view.labels.numpy(), ~first_half.numpy())).tolist()
     labels, first_half = view.labels[order], first_half[order]
     embeddings = functional.l2_normalize(view.embeddings[order].double())
-    cosines = functional.l2_normalize(expressed[order].double()) @ embeddings.T
+    # What is expressed are deviations from a half's mean, so these are too.
+    means = torch.stack([embeddings[~first_half].mean(0), embeddings[first_half].mean(0)])
+    deviations = functional.l2_normalize(embeddings - means[first_half.long()])
+    cosines = functional.l2_normalize(expressed[order].double()) @ deviations.T
 
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
@@ -225,7 +229,7 @@ def expressed_and_actual_embeddings(view: PrototypeView, loss: CrossBatchPrototy
     axes.set_xticks(middles, ["first half", "second half"])
     axes.set_yticks(middles, ["first half", "second half"], rotation=90, va="center")
     axes.tick_params(length=0)
-    axes.set_xlabel("actual embeddings")
+    axes.set_xlabel("actual embeddings, less their half's mean")
     axes.set_ylabel("expressed by the other half's prototypes")
     axes.set_title("Expressed against actual embeddings")
     _explain(

@@ -70,7 +70,7 @@ class PrototypePooling(torch.nn.Module):
     def __init__(
         self,
         num_features: int,
-        num_prototypes: int = 64,
+        num_prototypes: int = 16,
         temperature: float = 0.1,
         similarity: str = "cosine",
         output: str = "average",

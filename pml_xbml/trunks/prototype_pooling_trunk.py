@@ -60,7 +60,7 @@ class PrototypePoolingTrunk(torch.nn.Module):
     def __init__(
         self,
         trunk: torch.nn.Module,
-        num_prototypes: int = 64,
+        num_prototypes: int = 16,
         pool: str | None = None,
         **pooling_options: Any,
     ) -> None:

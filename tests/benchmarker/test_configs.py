@@ -10,7 +10,6 @@ from pytorch_metric_learning.trainers import MetricLossOnly
 from pml_xbml.benchmarker.command_line import _parser
 from pml_xbml.benchmarker.pml_compat import pml_compat
 from pml_xbml.benchmarker.runner import SingleExperimentRunner, _check_flags
-from pml_xbml.comparison import loss_table
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePoolingTrunk
@@ -31,12 +30,8 @@ PROTOCOLS = ["small", "mlrc", "resnet50"]
 PRETRAINED_PROTOCOLS = ["mlrc", "resnet50"]
 
 
-def flags(dataset, protocol, loss, xml, more_prototypes=False):
-    protocols = [
-        protocol,
-        *([f"{protocol}_xml"] if xml else []),
-        *(["with_128_prototypes"] if more_prototypes else []),
-    ]
+def flags(dataset, protocol, loss, xml):
+    protocols = [protocol, *([f"{protocol}_xml"] if xml else [])]
     return [
         "--config_dataset", f"[{dataset}]",
         "--config_protocol", f"[{', '.join(protocols)}]",
@@ -120,44 +115,11 @@ def test_every_combination_merges(names, dataset, protocol, xml):
         assert len(args.dataset) == len(args.trainer) == len(args.split_manager) == len(args.sampler) == 1
 
 
-@pytest.mark.parametrize("protocol", PRETRAINED_PROTOCOLS)
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_pretrained_networks_are_not_trained_with_what_suits_random_weights(names, dataset, protocol):
-    default_loss = ["--config_dataset", f"[{dataset}]", "--config_protocol", f"[{protocol}, {protocol}_xml]"]
-    for arguments in (default_loss, *(flags(dataset, protocol, loss, xml=True) for loss in LOSSES)):
-        _, args = read(arguments)
-        options = args.loss_funcs["metric_loss"]["CrossBatchPrototypeLoss"]
-        assert options["cross_batch_weight"] == 0.1
-        assert "center_histograms" not in options
-
-
 @pytest.mark.parametrize("loss", LOSSES)
-def test_networks_from_random_weights_have_what_the_comparison_has(names, loss):
-    """The comparison's table and the YAML files state the same settings, each for itself."""
-    table = loss_table.LOSSES["contrastive" if loss == "contrastive_memory" else loss]
-    name = "contrastive_from_scratch" if loss.startswith("contrastive") else "from_scratch"
-    _, args = read(
-        [
-            *flags("glyphs", "small", loss, xml=True),
-            "--config_loss_and_miners", f"[{loss}_xml, {name}]",
-        ]
-    )  # fmt: skip
-    options = dict(args.loss_funcs["metric_loss"]["CrossBatchPrototypeLoss"])
-    del options["loss"]
-    expressed_loss = options.pop("expressed_loss", None)
-    expected = {"cross_batch_weight": table.cross_batch_weight, **table.cross_batch_options}
-    assert (expressed_loss is not None) == (expected.pop("expressed_loss", None) == "contrastive")
-    assert expressed_loss in (None, {"ContrastiveLoss": {"pos_margin": 0, "neg_margin": 1}})
-    assert options == expected
-
-
-@pytest.mark.parametrize(
-    ("protocol", "dataset"), list(itertools.product(PRETRAINED_PROTOCOLS, ["sop", "in_shop"]))
-)
-def test_data_sets_of_thousands_of_classes_may_have_more_prototypes(names, protocol, dataset):
-    _, args = read(flags(dataset, protocol, "contrastive", xml=True, more_prototypes=True))
-    assert args.models["trunk"]["PrototypePoolingTrunk"]["num_prototypes"] == 128
-    assert list(args.models["trunk"]["PrototypePoolingTrunk"]["trunk"]) != []
+def test_the_losses_have_the_defaults_of_the_package(names, loss):
+    _, args = read(flags("glyphs", "small", loss, xml=True))
+    assert list(args.loss_funcs["metric_loss"]["CrossBatchPrototypeLoss"]) == ["loss"]
+    assert list(args.models["trunk"]["PrototypePoolingTrunk"]) == ["trunk"]
 
 
 def test_commands_of_the_page_merge(names):
@@ -167,7 +129,7 @@ def test_commands_of_the_page_merge(names):
         for command in re.findall(r"^pml-xbml benchmark (.*)$", page, re.MULTILINE)
         if "--config_dataset" in command
     ]
-    assert len(commands) == 3
+    assert len(commands) == 2
     for command in commands:
         for loss in LOSSES:
             _, args = read(command.replace("LOSS", loss).split())
@@ -195,7 +157,7 @@ def test_flags_of_the_page_exist(names):
 
 def test_every_file_tells_which_flag_selects_it():
     files = sorted(ROOT.glob("config_*/*.yaml"))
-    assert len(files) == 30
+    assert len(files) == 27
     for file in files:
         comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), file.open()))
         assert re.search(rf"--{file.parent.name} \[(\w+, )*{file.stem}[,\]]", comment), file
@@ -281,7 +243,7 @@ def test_every_protocol_trains(built, protocol, xml):
     network = RANDOM_WEIGHTS[protocol]
     trunk = f"{{PrototypePoolingTrunk: {{trunk: {{{network}}}}}}}" if xml else f"{{{network}}}"
     arguments = [
-        *flags("cub200", protocol, "contrastive", xml, more_prototypes=xml),
+        *flags("cub200", protocol, "contrastive", xml),
         "--models", f"{{trunk: {trunk}}}",
         "--trainer", "{MetricLossOnly: {batch_size: 4, dataloader_num_workers: 0}}",
         "--sampler", "{DisjointClassPairSampler: {m: 2}}" if xml else "{MPerClassSampler: {m: 2}}",
@@ -297,7 +259,7 @@ def test_every_protocol_trains(built, protocol, xml):
     trunk = parser.models["trunk"].module
     assert isinstance(trunk, PrototypePoolingTrunk) == xml
     if xml:
-        assert trunk.prototypes.shape[0] == 128
+        assert trunk.prototypes.shape[0] == 16
         *_, group = parser.optimizers["trunk_optimizer"].param_groups
         assert group["params"][0] is trunk.prototypes
         assert group["lr"] == {"mlrc": 1e-4, "resnet50": 1e-3}[protocol]

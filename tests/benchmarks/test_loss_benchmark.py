@@ -5,7 +5,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from pml_xbml import functional
 from pml_xbml.losses import CrossBatchPrototypeLoss
 
-EMBEDDING_SIZE, NUM_PROTOTYPES, RIDGE = 128, 64, 0.05
+EMBEDDING_SIZE, NUM_PROTOTYPES, RIDGE = 128, 16, 0.05
 
 
 def random_batch(batch_size, device):
@@ -17,8 +17,8 @@ def random_batch(batch_size, device):
 def expressed(embeddings, histograms):
     """What the cross-batch term evaluates its loss on."""
     with torch.no_grad():
-        rows = functional.prepare_histograms(histograms)
-        return functional.cross_batch_expression(rows, embeddings, RIDGE).requires_grad_()
+        expressed = functional.cross_batch_expression(histograms, embeddings, RIDGE, intercept=True)
+        return expressed.requires_grad_()
 
 
 # The work of a contrastive loss grows with the pairs within its margin. Of Ŷ many are, of random embeddings

@@ -131,8 +131,7 @@ def test_compare_options_become_settings(settings_of):
         "--trunk resnet18 --pretrained --embedding-size 16 --batch-size 64 --samples-per-class 2 "
         "--embedder-learning-rate 0.01 --schedule constant --out /out --seed 3 --iterations 500 "
         "--iterations-per-epoch 50 --jobs 4 --validation-only --control --freeze layer3 --copies 3 "
-        "--patience 2 "
-        "--no-center-histograms --expressed-loss contrastive"
+        "--patience 2"
     )
     asked = settings_of(*line.split())
     assert asked.pop("settings") == RunConfig(
@@ -142,7 +141,6 @@ def test_compare_options_become_settings(settings_of):
         image_size=64,
         dataloader_num_workers=3,
         pooling_options={"num_prototypes": 32},
-        loss_options={"center_histograms": False, "expressed_loss": "contrastive"},
         trunk="resnet18",
         pretrained="DEFAULT",
         embedding_size=16,
@@ -172,8 +170,6 @@ def test_compare_options_become_settings(settings_of):
 def test_defaults_that_depend_on_other_options(settings_of):
     assert settings_of("compare")["split"] == "test"
     assert settings_of("compare")["weights"] is None
-    same = settings_of("compare", "--expressed-loss", "same")["settings"]
-    assert same.loss_options == {"expressed_loss": None}
     assert settings_of("compare")["settings"] == RunConfig(train_classes=64)
     assert settings_of("compare", "--dataset", "cub")["settings"].train_classes is None
     assert (

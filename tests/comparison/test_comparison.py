@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from pml_xbml.comparison import LOSSES, compare, plan_runs
+from pml_xbml.comparison import DEFAULT_WEIGHT, compare, plan_runs
 from pml_xbml.comparison.paired_results import pair_results
 from pml_xbml.comparison.python_code import python_code
+from pml_xbml.losses import CrossBatchPrototypeLoss
 
 
 @pytest.fixture(scope="module")
@@ -30,42 +31,13 @@ def test_plan(tiny_run):
     assert len({run.name for run in runs}) == len(runs)
 
 
-def test_without_weights_the_table_has_one_for_each_loss(tiny_run, monkeypatch):
-    chosen = dataclasses.replace(
-        LOSSES["triplet"], cross_batch_weight=0.7, cross_batch_options={"center_histograms": True}
-    )
-    monkeypatch.setitem(LOSSES, "triplet", chosen)
-    settings = dataclasses.replace(tiny_run, loss_options={"ridge": 0.5})
-    plain, xml = plan_runs(settings, ["triplet"], None, num_seeds=1)
-    assert (plain.cross_batch_weight, plain.loss_options) == (None, {})
-    assert (xml.cross_batch_weight, xml.loss_options) == (0.7, {"ridge": 0.5, "center_histograms": True})
-    settings = dataclasses.replace(tiny_run, loss_options={"center_histograms": False})
-    _, xml = plan_runs(settings, ["triplet"], [0.2], num_seeds=1)
-    assert (xml.cross_batch_weight, xml.loss_options) == (0.2, {"center_histograms": False})
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_with_pretrained_weights_nothing_is_centred(tiny_run, loss):
-    pretrained = dataclasses.replace(tiny_run, pretrained="DEFAULT", loss_options={})
-    *_, xml = plan_runs(pretrained, [loss], None, num_seeds=1)
-    assert xml.cross_batch_weight == 0.1
-    assert not xml.loss_options.get("center_histograms", False)
-    *_, asked_for = plan_runs(
-        dataclasses.replace(pretrained, loss_options={"center_histograms": True}), [loss], None, num_seeds=1
-    )
-    assert asked_for.loss_options["center_histograms"]
-
-
-def test_a_control_that_is_plain_training_is_not_planned(tiny_run):
-    with pytest.raises(ValueError, match=r"control must be left out.*triplet has no loss of its own"):
-        plan_runs(tiny_run, ["triplet"], [0.1], num_seeds=1, control=True)
-    arms = [run.arm for run in plan_runs(tiny_run, ["triplet", "proxy_nca"], None, 1, control=True)]
-    assert arms == ["plain", "xml", "plain", "xml", "control"]
+def test_without_weights_the_default_of_the_loss(tiny_run):
+    _, xml = plan_runs(tiny_run, ["triplet"], None, num_seeds=1)
+    assert xml.cross_batch_weight == CrossBatchPrototypeLoss().cross_batch_weight == DEFAULT_WEIGHT
 
 
 def test_plan_with_a_control(tiny_run):
-    settings = dataclasses.replace(tiny_run, loss_options={"expressed_loss": "contrastive"})
-    runs = plan_runs(settings, ["triplet"], [0.1, 0.3], num_seeds=1, control=True)
+    runs = plan_runs(tiny_run, ["triplet"], [0.1, 0.3], num_seeds=1, control=True)
     assert [(run.arm, run.cross_batch_weight) for run in runs] == [
         ("plain", None),
         ("xml", 0.1),

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
 
 from pml_xbml.comparison import LOSSES, RunConfig
+from pml_xbml.comparison.control_loss import ControlLoss
 from pml_xbml.comparison.loss_table import LossSettings
 from pml_xbml.comparison.models import cross_batch_loss
 from pml_xbml.comparison.python_code import python_code
@@ -46,7 +46,7 @@ def test_the_lines_build_the_loss_of_the_run(loss, arm):
             config,
             cross_batch_weight=0.4,
             control=arm == "control",
-            loss_options={"ridge": 0.3, **table.cross_batch_options},
+            loss_options={"ridge": 0.3},
             pooling_options={"num_prototypes": 8},
         )
     made = run_code(config)
@@ -59,9 +59,9 @@ def test_the_lines_build_the_loss_of_the_run(loss, arm):
         )
         assert made["trunk"].prototypes.shape[0] == 8
     if arm == "control":
-        assert isinstance(made["loss"], pml_losses.MultipleLosses)
-        assert made["loss"].weights == pytest.approx([0.6, 0.4])
-        assert settings_of(made["loss"].losses[0]) == settings_of(expected)
+        assert isinstance(made["loss"], ControlLoss)
+        assert made["loss"].weight == 0.4
+        assert settings_of(made["loss"].loss) == settings_of(expected)
     else:
         assert settings_of(made["loss"]) == settings_of(expected)
         assert [p.shape for p in made["loss"].parameters()] == [p.shape for p in expected.parameters()]

@@ -66,9 +66,9 @@ def test_the_arm_follows_from_the_settings(fields, arm, name):
 @pytest.mark.parametrize(
     ("fields", "rate", "freezes_norms"),
     [
-        ({}, 1e-3, False),
-        ({"pretrained": "DEFAULT"}, 3e-4, True),
-        ({"freeze": "auto"}, 3e-4, True),
+        ({}, 3e-3, False),
+        ({"pretrained": "DEFAULT"}, 1e-4, True),
+        ({"freeze": "auto"}, 1e-4, True),
         ({"pretrained": "DEFAULT", "learning_rate": 0.1, "freeze_norms": False}, 0.1, False),
         ({"learning_rate": 0.1, "freeze_norms": True}, 0.1, True),
     ],

@@ -3,13 +3,14 @@ import json
 
 import pytest
 import torch
-from pytorch_metric_learning import losses, testers, trainers
+from pytorch_metric_learning import testers, trainers
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from pml_xbml.comparison import LOSSES, LoadedRun, Result, load_run, train
-from pml_xbml.comparison.models import build_models, control_loss, cross_batch_loss, splits_of
+from pml_xbml.comparison.control_loss import ControlLoss
+from pml_xbml.comparison.models import build_models, splits_of
 from pml_xbml.losses import CrossBatchPrototypeLoss
-from pml_xbml.trunks import PrototypePooling, PrototypePoolingTrunk
+from pml_xbml.trunks import PrototypePoolingTrunk
 
 
 @pytest.fixture
@@ -152,16 +153,6 @@ def test_prototypes_start_from_training_images(tiny_xml_run, tmp_path):
     assert drawn.cover_radius is None
     prototypes = [load_run(tmp_path / name).trunk.prototypes for name in ("chosen", "drawn")]
     assert not torch.allclose(*prototypes)
-
-
-def test_the_loss_of_expressed_embeddings_goes_by_its_name(tiny_xml_run):
-    options = {"expressed_loss": "triplet", "center_histograms": True}
-    run = dataclasses.replace(tiny_xml_run, loss="proxy_nca", loss_options=options)
-    pooling = PrototypePooling(4, 2)
-    loss = cross_batch_loss(run, LOSSES["proxy_nca"].build(3, 8), pooling)
-    assert isinstance(loss.expressed_loss, losses.TripletMarginLoss)
-    assert loss.center_histograms
-    assert run.loss_options == options
 
 
 def test_options_reach_loss_and_pooling(tiny_xml_run, tmp_path):
@@ -341,14 +332,20 @@ def test_the_untouched_network_is_measured_as_it_is(tiny_run, tmp_path):
 
 
 def test_the_control_is_the_second_loss_on_the_embeddings(tiny_xml_run, tmp_path):
-    run = dataclasses.replace(
-        tiny_xml_run, loss="triplet", control=True, loss_options={"expressed_loss": "contrastive"}
-    )
+    run = dataclasses.replace(tiny_xml_run, loss="triplet", control=True)
     triplet, contrastive = (LOSSES[name].build(4, 8) for name in ("triplet", "contrastive"))
     embeddings, labels = torch.randn(8, 8), torch.arange(8) // 2
-    weight = run.cross_batch_weight
-    expected = (1 - weight) * triplet(embeddings, labels) + weight * contrastive(embeddings, labels)
-    assert control_loss(run, triplet)(embeddings, labels) == pytest.approx(float(expected), rel=1e-5)
+    pairs = [
+        torch.tensor(rows)
+        for rows in zip(
+            *((i, j) for i in range(8) for j in range(8) if i // 2 != j // 2 and i // 4 == j // 4),
+            strict=True,
+        )
+    ]
+    same = [torch.arange(8), torch.arange(8) ^ 1]
+    expected = 0.7 * triplet(embeddings, labels) + 0.3 * contrastive(embeddings, labels, (*same, *pairs))
+    control = ControlLoss(triplet, 0.3)
+    assert control(embeddings, labels) == pytest.approx(float(expected), rel=1e-5)
     result = train(run, tmp_path)
     assert not isinstance(load_run(tmp_path).trunk, PrototypePoolingTrunk)
     assert result.run.arm == "control"

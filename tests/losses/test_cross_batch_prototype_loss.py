@@ -8,7 +8,6 @@ import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import distributed as pml_distributed
-from pytorch_metric_learning.utils import loss_and_miner_utils
 from sklearn.linear_model import Ridge
 
 from pml_xbml import functional
@@ -25,84 +24,95 @@ def batch(dtype=torch.float64, requires_grad=True):
     return embeddings, histograms
 
 
-def expressed_by_sklearn(
-    embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True, normalize=True, center=False
-):
-    """Ŷ by two ridge regressions, the second half's on the first and the other way round."""
+def expressed_by_sklearn(embeddings, histograms, first_half, ridge=0.05, normalize_embeddings=True):
+    """Ŷ by two ridge regressions with an intercept, of the second half on the first and of that on it."""
     y, z = embeddings.detach().double(), histograms.detach().double()
     y = y / y.norm(dim=1, keepdim=True) if normalize_embeddings else y
-    z = z - z.mean(dim=0) if center else z
-    z = z / z.norm(dim=1, keepdim=True) if normalize else z
     expressed = torch.empty_like(y)
     for side in (first_half, ~first_half):
-        model = Ridge(alpha=ridge, fit_intercept=False).fit(z[~side].numpy(), y[~side].numpy())
-        expressed[side] = torch.from_numpy(model.predict(z[side].numpy()))
+        variance = z[~side].var(dim=0, correction=0).sum().item()
+        model = Ridge(alpha=ridge * variance).fit(z[~side].numpy(), y[~side].numpy())
+        expressed[side] = torch.from_numpy(model.predict(z[side].numpy())) - y[~side].mean(dim=0)
     return expressed
+
+
+def compared(expressed, labels, first_half, loss=None):
+    """A contrastive loss, or another one, of the pairs within the halves, which a loop makes."""
+    pairs = [[], [], [], []]
+    for anchor in range(len(labels)):
+        for other in range(len(labels)):
+            if anchor != other and first_half[anchor] == first_half[other]:
+                same_class = labels[anchor] == labels[other]
+                pairs[0 if same_class else 2].append(anchor)
+                pairs[1 if same_class else 3].append(other)
+    loss = losses.ContrastiveLoss(pos_margin=0, neg_margin=1) if loss is None else loss
+    return loss(expressed, labels, tuple(torch.tensor(indices, dtype=torch.long) for indices in pairs))
+
+
+def cross_batch_term(embeddings, histograms, first_half, labels=LABELS, ridge=0.05, loss=None):
+    normalizes = loss is None or loss.distance.normalize_embeddings
+    expressed = expressed_by_sklearn(embeddings, histograms, first_half, ridge, normalizes)
+    return compared(expressed, labels, first_half, loss)
 
 
 class TestFormula:
     @pytest.mark.parametrize("weight", [0.1, 0.5, 1.0])
     @pytest.mark.parametrize("ridge", [0.001, 0.05])
-    @pytest.mark.parametrize("normalize_histograms", [True, False])
-    @pytest.mark.parametrize("center_histograms", [True, False])
-    def test_value(self, weight, ridge, normalize_histograms, center_histograms):
-        embeddings, histograms = batch()
-        base = losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(
-            embeddings,
-            histograms,
-            LABELS < 2,
-            ridge,
-            normalize=normalize_histograms,
-            center=center_histograms,
-        )
-        expected = (1 - weight) * base(embeddings, LABELS) + weight * base(expressed, LABELS)
-        loss = CrossBatchPrototypeLoss(
-            losses.ContrastiveLoss(),
-            cross_batch_weight=weight,
-            ridge=ridge,
-            normalize_histograms=normalize_histograms,
-            center_histograms=center_histograms,
-        )
-        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
-
     @pytest.mark.parametrize("first_half", [LABELS < 2, LABELS % 2 == 0], ids=["in the middle", "dealt"])
-    def test_value_with_an_intercept(self, first_half):
+    def test_value(self, weight, ridge, first_half):
         embeddings, histograms = batch()
         labels = torch.where(first_half, torch.arange(16) % 2, 2 + torch.arange(16) % 2)
-        base = losses.ContrastiveLoss()
-        y = torch.nn.functional.normalize(embeddings)
-        expressed = torch.empty_like(y)
-        for side in (first_half, ~first_half):
-            z = histograms.detach()[~side]
-            model = Ridge(alpha=0.05 * z.var(0, correction=0).sum().item())
-            model.fit(z.numpy(), y.detach()[~side].numpy())
-            predicted = torch.from_numpy(model.predict(histograms.detach()[side].numpy()))
-            expressed[side] = predicted - y.detach()[~side].mean(0)
-        expected = 0.9 * base(embeddings, labels) + 0.1 * base(expressed, labels)
-        loss = CrossBatchPrototypeLoss(losses.ContrastiveLoss(), intercept=True)
+        base = losses.TripletMarginLoss()
+        expected = (1 - weight) * base(embeddings, labels)
+        expected += weight * cross_batch_term(embeddings, histograms, first_half, labels, ridge)
+        loss = CrossBatchPrototypeLoss(base, cross_batch_weight=weight, ridge=ridge)
         torch.testing.assert_close(loss(embeddings, labels, histograms=histograms), expected)
 
-    def test_embeddings_enter_the_fit_as_the_distance_sees_them(self):
+    def test_contrastive_loss_by_hand(self):
+        """Of the pairs whose distance is beyond their margin, positive and negative ones apart."""
+        embeddings, histograms = batch(requires_grad=False)
+        expressed = torch.nn.functional.normalize(expressed_by_sklearn(embeddings, histograms, LABELS < 2))
+        positive, negative = [], []
+        for anchor in range(16):
+            for other in range(16):
+                if anchor != other and (anchor < 8) == (other < 8):
+                    distance = (expressed[anchor] - expressed[other]).norm()
+                    same_class = LABELS[anchor] == LABELS[other]
+                    (positive if same_class else negative).append(distance if same_class else 1 - distance)
+        means = [
+            torch.stack([value for value in values if value > 0]).mean() for values in (positive, negative)
+        ]
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
+        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), sum(means))
+
+    def test_the_embeddings_own_length_is_of_no_account(self):
         embeddings, histograms = batch()
-        base = losses.TripletMarginLoss(distance=distances.LpDistance(normalize_embeddings=False))
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=False)
-        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
         torch.testing.assert_close(
-            CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected
+            loss(embeddings * torch.rand(16, 1).double(), LABELS, histograms=histograms),
+            loss(embeddings, LABELS, histograms=histograms),
+        )
+
+    def test_a_mean_that_all_embeddings_share_is_of_no_account(self):
+        """Why the fit has an intercept."""
+        embeddings, histograms = batch()
+        raw = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, expressed_loss=raw)
+        torch.testing.assert_close(
+            loss(embeddings + 10, LABELS, histograms=histograms),
+            loss(embeddings, LABELS, histograms=histograms),
         )
 
     def test_without_histograms_each_embedding_stands_for_itself(self):
         embeddings, _ = batch()
-        base = losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(embeddings, embeddings, LABELS < 2)
-        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        sources = torch.nn.functional.normalize(embeddings)
+        expected = 0.7 * losses.ContrastiveLoss()(embeddings, LABELS)
+        expected += 0.3 * cross_batch_term(embeddings, sources, LABELS < 2)
         torch.testing.assert_close(CrossBatchPrototypeLoss()(embeddings, LABELS), expected)
 
-    @pytest.mark.parametrize("intercept", [False, True])
-    def test_gradient_by_gradcheck(self, intercept):
+    def test_gradient_by_gradcheck(self):
         embeddings, histograms = batch()
-        loss = CrossBatchPrototypeLoss(losses.NCALoss(), cross_batch_weight=0.5, intercept=intercept)
+        loss = CrossBatchPrototypeLoss(losses.NCALoss(), cross_batch_weight=0.5)
         assert torch.autograd.gradcheck(lambda y, z: loss(y, LABELS, histograms=z), (embeddings, histograms))
 
     def test_sub_losses_are_weighted_and_add_up(self):
@@ -138,9 +148,8 @@ class TestFormula:
     def test_classes_are_dealt_to_two_sides_where_the_batch_is_not_cut_in_the_middle(self):
         embeddings, histograms = batch()
         labels = torch.tensor([3, 0, 1, 3, 0, 1, 2, 2, 2, 3, 3, 0, 0, 1, 1, 2])
-        base = losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(embeddings, histograms, labels < 2)
-        expected = 0.9 * base(embeddings, labels) + 0.1 * base(expressed, labels)
+        expected = 0.7 * losses.ContrastiveLoss()(embeddings, labels)
+        expected += 0.3 * cross_batch_term(embeddings, histograms, labels < 2, labels)
         torch.testing.assert_close(
             CrossBatchPrototypeLoss()(embeddings, labels, histograms=histograms), expected
         )
@@ -151,9 +160,8 @@ class TestFormula:
         embeddings, _ = batch()
         labels = torch.arange(16) // 2
         loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
-        expected = losses.ContrastiveLoss()(
-            expressed_by_sklearn(embeddings, embeddings, torch.arange(16) % 4 < 2), labels
-        )
+        sources = torch.nn.functional.normalize(embeddings)
+        expected = cross_batch_term(embeddings, sources, torch.arange(16) % 4 < 2, labels)
         for own_first in ([0, 1, 2, 3], [1, 0, 2, 3], [2, 0, 1, 3], [3, 0, 1, 2]):
             rows = torch.arange(16).view(4, 4)[own_first].flatten()
             torch.testing.assert_close(loss(embeddings[rows], labels[rows]), expected)
@@ -331,14 +339,9 @@ class TestEveryLossOfPML:
         assert pooling.prototypes.grad.abs().sum() > 0
         assert all(p.grad is not None for p in base.parameters())
 
-        expressed = expressed_by_sklearn(embeddings, pooling.histograms, LABELS < 2).float()
-        if not getattr(getattr(reference, "distance", None), "normalize_embeddings", True):
-            expressed = expressed_by_sklearn(
-                embeddings, pooling.histograms, LABELS < 2, normalize_embeddings=False
-            ).float()
-        without_memory = reference.loss if name == "CrossBatchMemory" else reference
+        expected = 0.25 * cross_batch_term(embeddings, pooling.histograms, LABELS < 2).float()
         torch.manual_seed(1)
-        expected = 0.25 * without_memory(expressed, LABELS) + 0.75 * reference(embeddings, LABELS)
+        expected = expected + 0.75 * reference(embeddings, LABELS)
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("name", sorted(WITHOUT_LABELS))
@@ -348,76 +351,44 @@ class TestEveryLossOfPML:
 
 
 class TestExpressedLoss:
-    def test_takes_the_place_of_the_base_on_expressed_embeddings(self):
+    def test_takes_the_place_of_the_contrastive_loss(self):
         embeddings, histograms = batch()
         base = losses.ProxyAnchorLoss(num_classes=4, embedding_size=6).double()
+        # Its distance decides how embeddings enter the fit.
         other = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
-        # The distance of the loss that gets them decides how embeddings enter the fit.
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=False)
-        expected = 0.7 * base(embeddings, LABELS) + 0.3 * other(expressed, LABELS)
-        loss = CrossBatchPrototypeLoss(base, cross_batch_weight=0.3, expressed_loss=other)
+        expected = 0.7 * base(embeddings, LABELS)
+        expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2, loss=other)
+        loss = CrossBatchPrototypeLoss(base, expressed_loss=other)
         torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
 
-    def test_sees_all_tuples_and_not_those_mined_for_the_base(self):
+    def test_may_be_a_loss_of_triplets(self):
         embeddings, histograms = batch()
-        base, other = losses.TripletMarginLoss(), losses.ContrastiveLoss()
-        tuples = miners.TripletMarginMiner()(embeddings, LABELS)
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        expected = 0.9 * base(embeddings, LABELS, tuples) + 0.1 * other(expressed, LABELS)
-        loss = CrossBatchPrototypeLoss(base, expressed_loss=other)
-        torch.testing.assert_close(loss(embeddings, LABELS, tuples, histograms=histograms), expected)
-
-    def test_compares_with_references_too(self):
-        embeddings, histograms = batch()
-        references = {"ref_emb": torch.randn(9, 6).double(), "ref_labels": torch.arange(9) // 3}
-        base, other = losses.TripletMarginLoss(), losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        expected = 0.9 * base(embeddings, LABELS, **references) + 0.1 * other(expressed, LABELS, **references)
-        loss = CrossBatchPrototypeLoss(base, expressed_loss=other)
-        got = loss(embeddings, LABELS, histograms=histograms, **references)
-        torch.testing.assert_close(got, expected)
-        pairs = tuple(torch.tensor(indices) for indices in ([0, 1], [2, 8], [0, 1], [4, 5]))
-        with pytest.raises(
-            ValueError, match=r"ref_labels must be given for the ref_emb of shape \(9, 6\), got None"
-        ):
-            loss(embeddings, LABELS, pairs, ref_emb=references["ref_emb"], histograms=histograms)
+        other = losses.TripletMarginLoss()
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, expressed_loss=other)
+        expected = cross_batch_term(embeddings, histograms, LABELS < 2, loss=other)
+        torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
 
 
 class TestTuplesAndReferences:
+    """ℓ gets them; Ŷ is compared within the halves, whatever comes."""
+
     @pytest.mark.parametrize("miner", [miners.MultiSimilarityMiner(), miners.TripletMarginMiner()])
-    def test_a_miners_tuples_go_to_both_terms(self, miner):
+    def test_a_miners_tuples(self, miner):
         embeddings, histograms = batch()
         tuples = miner(embeddings, LABELS)
         base = losses.TripletMarginLoss()
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        expected = 0.9 * base(embeddings, LABELS, tuples) + 0.1 * base(expressed, LABELS, tuples)
+        expected = 0.7 * base(embeddings, LABELS, tuples)
+        expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2)
         got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, tuples, histograms=histograms)
         torch.testing.assert_close(got, expected)
 
-    @pytest.mark.parametrize("references", [False, True])
-    def test_pairs_of_all_samples_are_made_once_for_both_terms(self, monkeypatch, references):
+    def test_references(self):
         embeddings, histograms = batch()
-        arguments = (
-            {"ref_emb": torch.randn(9, 6).double(), "ref_labels": torch.arange(9)} if references else {}
-        )
-        made = []
-        make = loss_and_miner_utils.get_all_pairs_indices
-        monkeypatch.setattr(
-            loss_and_miner_utils,
-            "get_all_pairs_indices",
-            lambda *labels: made.append(labels) or make(*labels),
-        )
-        CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms, **arguments)
-        assert len(made) == 1
-
-    def test_references_go_to_both_terms(self):
-        embeddings, histograms = batch()
-        references, reference_labels = torch.randn(9, 6).double(), torch.arange(9) // 3
+        references = {"ref_emb": torch.randn(9, 6).double(), "ref_labels": torch.arange(9) // 3}
         base = losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        arguments = {"ref_emb": references, "ref_labels": reference_labels}
-        expected = 0.9 * base(embeddings, LABELS, **arguments) + 0.1 * base(expressed, LABELS, **arguments)
-        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms, **arguments)
+        expected = 0.7 * base(embeddings, LABELS, **references)
+        expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2)
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms, **references)
         torch.testing.assert_close(got, expected)
 
     def test_references_need_labels_or_tuples(self):
@@ -446,46 +417,13 @@ class TestTuplesAndReferences:
         reference = copy.deepcopy(memory)
         loss = CrossBatchPrototypeLoss(memory)
         for _ in range(2):
-            expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2).float()
-            expected = 0.9 * reference(embeddings, LABELS) + 0.1 * reference.loss(expressed, LABELS)
+            expected = 0.7 * reference(embeddings, LABELS)
+            expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2).float()
             torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
         assert memory.queue_idx == 32
         assert torch.equal(memory.embedding_memory, reference.embedding_memory)
 
-    def test_a_memory_inside_multiple_losses(self):
-        embeddings, histograms = batch(torch.float32)
-        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
-        base = losses.MultipleLosses(
-            {"memory": memory, "triplet": losses.TripletMarginLoss()}, weights={"memory": 2, "triplet": 0.5}
-        )
-        reference = copy.deepcopy(base)
-        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2).float()
-        cross = 2 * losses.ContrastiveLoss()(expressed, LABELS) + 0.5 * losses.TripletMarginLoss()(
-            expressed, LABELS
-        )
-        torch.testing.assert_close(got, 0.9 * reference(embeddings, LABELS) + 0.1 * cross)
-        assert memory.queue_idx == 16
-
-    def test_weights_of_nested_multiple_losses_multiply(self):
-        embeddings, histograms = batch()
-        parts = losses.ContrastiveLoss(), losses.TripletMarginLoss(), losses.NTXentLoss()
-        inner = losses.MultipleLosses(
-            {"triplet": parts[1], "n_pair": parts[2]}, weights={"triplet": 3, "n_pair": 5}
-        )
-        base = losses.MultipleLosses(
-            [parts[0], losses.MultipleLosses([inner], weights=[2])], weights=[0.5, 7]
-        )
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        expected = sum(
-            share * weight * part(y, LABELS)
-            for share, y in ((0.9, embeddings), (0.1, expressed))
-            for weight, part in zip((0.5, 7 * 2 * 3, 7 * 2 * 5), parts, strict=True)
-        )
-        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
-        torch.testing.assert_close(got, expected)
-
-    def test_miners_of_multiple_losses_mine_the_embeddings_once_for_both_terms(self):
+    def test_miners_and_weights_of_nested_multiple_losses(self):
         class CountingMiner(miners.TripletMarginMiner):
             calls = 0
 
@@ -495,41 +433,15 @@ class TestTuplesAndReferences:
 
         embeddings, histograms = batch()
         miner = CountingMiner()
-        parts = [losses.TripletMarginLoss(), losses.ContrastiveLoss()]
-        loss = CrossBatchPrototypeLoss(losses.MultipleLosses(parts, miners=[miner, None], weights=[1, 0.5]))
-        got = loss(embeddings, LABELS, histograms=histograms)
-        assert miner.calls == 1
+        parts = losses.ContrastiveLoss(), losses.TripletMarginLoss()
+        inner = losses.MultipleLosses([parts[1]], miners=[miner], weights=[3])
+        base = losses.MultipleLosses([parts[0], inner], weights=[0.5, 7])
         tuples = miners.TripletMarginMiner()(embeddings, LABELS)
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        expected = sum(
-            weight * (parts[0](y, LABELS, tuples) + 0.5 * parts[1](y, LABELS))
-            for weight, y in ((0.9, embeddings), (0.1, expressed))
-        )
+        expected = 0.7 * (0.5 * parts[0](embeddings, LABELS) + 21 * parts[1](embeddings, LABELS, tuples))
+        expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2)
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
         torch.testing.assert_close(got, expected)
-
-    @pytest.mark.parametrize("expressed_loss", [None, losses.ContrastiveLoss()])
-    def test_tuples_are_refused_beside_miners_of_multiple_losses(self, expressed_loss):
-        embeddings, histograms = batch()
-        base = losses.MultipleLosses([losses.TripletMarginLoss()], miners=[miners.TripletMarginMiner()])
-        loss = CrossBatchPrototypeLoss(base, expressed_loss=expressed_loss)
-        tuples = miners.TripletMarginMiner()(embeddings, LABELS)
-        with pytest.raises(ValueError, match=r"indices_tuple must be left out when .* got one of 3 tensors"):
-            loss(embeddings, LABELS, tuples, histograms=histograms)
-
-    def test_terms_with_different_distances_get_their_own_expression(self):
-        embeddings, histograms = batch()
-        raw = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
-        unit = losses.TripletMarginLoss()
-        got = CrossBatchPrototypeLoss(losses.MultipleLosses([raw, unit]))(
-            embeddings, LABELS, histograms=histograms
-        )
-        cross = sum(
-            base(expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize_embeddings=flag), LABELS)
-            for base, flag in ((raw, False), (unit, True))
-        )
-        torch.testing.assert_close(
-            got, 0.9 * (raw(embeddings, LABELS) + unit(embeddings, LABELS)) + 0.1 * cross
-        )
+        assert miner.calls == 1
 
     def test_inside_multiple_losses(self):
         embeddings, _ = batch()
@@ -548,8 +460,8 @@ class TestTuplesAndReferences:
     def test_reducers_and_distances_of_the_base(self, reducer, distance):
         embeddings, histograms = batch()
         base = losses.TripletMarginLoss(reducer=reducer, distance=distance)
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2)
-        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
+        expected = 0.7 * base(embeddings, LABELS)
+        expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2)
         torch.testing.assert_close(
             CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms), expected
         )
@@ -670,17 +582,14 @@ class TestPooling:
 
 
 class TestExpress:
-    @pytest.mark.parametrize("intercept", [False, True])
-    def test_is_what_the_loss_compares_and_leaves_the_records_alone(self, intercept):
+    def test_is_what_the_loss_compares_and_leaves_the_records_alone(self):
         embeddings, histograms = batch()
-        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, intercept=intercept, collect_stats=True)
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, collect_stats=True)
         value = loss(embeddings, LABELS, histograms=histograms)
         recorded = loss.transfer_r2
         expressed, first_half = loss.express(embeddings, LABELS, histograms)
         assert torch.equal(first_half, LABELS < 2)
-        assert not expressed.requires_grad
-        assert not recorded.requires_grad
-        torch.testing.assert_close(losses.ContrastiveLoss()(expressed, LABELS), value)
+        torch.testing.assert_close(compared(expressed, LABELS, first_half), value)
         loss.express(embeddings.flip(0), LABELS, histograms)
         assert loss.transfer_r2 is recorded
 
@@ -761,22 +670,22 @@ class TestBadInput:
                 TypeError,
                 "one number, got TripletMarginLoss with a DoNothingReducer",
             ),
-            ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance.* got CrossBatchPrototypeLoss, which"),
+            ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance, got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
-            (
-                {"intercept": True, "center_histograms": True},
-                ValueError,
-                "center_histograms must be False with an intercept, .* got True",
-            ),
             ({"weight": 0.3}, TypeError, "got weight. Did you mean cross_batch_weight?"),
             ({"k": 3}, TypeError, r"among loss, pooling, .*, collect_stats, got k$"),
             ({"embedding_reg": 1}, TypeError, "got embedding_reg. Did you mean embedding_reg_weight?"),
             (
                 {"expressed_loss": losses.ProxyNCALoss(4, 6)},
                 ValueError,
-                "expressed_loss must have no parameters of its own, got ProxyNCALoss",
+                "expressed_loss must have no parameters or buffers, got ProxyNCALoss",
             ),
             ({"expressed_loss": torch.nn.MSELoss()}, TypeError, "expressed_loss must be a loss of"),
+            (
+                {"expressed_loss": losses.MultipleLosses([losses.ContrastiveLoss()])},
+                TypeError,
+                "expressed_loss must be a single loss without a memory, got MultipleLosses",
+            ),
         ],
     )
     def test_at_construction(self, options, error, message):
@@ -846,7 +755,8 @@ class TestBadInput:
         embeddings, histograms = batch()
         loss = CrossBatchPrototypeLoss()
         none = {"ref_emb": embeddings[:0], "ref_labels": LABELS[:0]}
-        assert loss(embeddings, LABELS, histograms=histograms, **none) == 0
+        got = loss(embeddings, LABELS, histograms=histograms, **none)
+        torch.testing.assert_close(got, 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2))
 
     @pytest.mark.parametrize("weight", [0, 0.1])
     @pytest.mark.parametrize("name", ["embeddings", "histograms"])

@@ -175,7 +175,8 @@ def test_expressed_and_actual_embeddings(view):
     expressed, first_half = loss.express(view.embeddings, view.labels, view.histograms)
     assert first_half.tolist() == [True] * 6 + [False] * 6
     embeddings = torch.nn.functional.normalize(view.embeddings.double())
-    expected = torch.nn.functional.normalize(expressed) @ embeddings.T
+    deviations = torch.cat([half - half.mean(0) for half in embeddings.chunk(2)])
+    expected = torch.nn.functional.normalize(expressed) @ torch.nn.functional.normalize(deviations).T
     np.testing.assert_allclose(shown_image(figure), expected, atol=1e-9)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["first half", "second half"]
     thickest = max(figure.axes[0].lines, key=lambda line: line.get_linewidth())

@@ -8,6 +8,7 @@ import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import logging_presets
+from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,6 +34,14 @@ STATS = {
 def mean_r2(embeddings, expressed):
     scores = [r2_score(embeddings[half], expressed[half], multioutput="variance_weighted") for half in HALVES]
     return sum(scores) / 2
+
+
+def compared(expressed, labels):
+    """A contrastive loss of the pairs within the halves."""
+    pairs = [(i, j) for half in HALVES for i in range(8)[half] for j in range(8)[half] if i != j]
+    positive = [pair for pair in pairs if labels[pair[0]] == labels[pair[1]]]
+    negative = [pair for pair in pairs if labels[pair[0]] != labels[pair[1]]]
+    return losses.ContrastiveLoss()(expressed, labels, (*torch.tensor(positive).T, *torch.tensor(negative).T))
 
 
 def recorded_scalars(folder):
@@ -92,17 +101,33 @@ def test_equals_what_is_computed_by_hand(tmp_path):
 
     with torch.no_grad():
         y = torch.nn.functional.normalize(embeddings.double())
-        z = torch.nn.functional.normalize(pooling.histograms.double())
-        inverse = [torch.linalg.inv(h.T @ h + 0.2 * torch.eye(4)) for h in (z[:4], z[4:])]
-        first, second = inverse[0] @ z[:4].T @ y[:4], inverse[1] @ z[4:].T @ y[4:]
-        expressed = torch.cat([z[:4] @ second, z[4:] @ first])
+        z = pooling.histograms.double()
+        fits = [
+            Ridge(alpha=0.2 * z[half].var(0, correction=0).sum()).fit(z[half], y[half]) for half in HALVES
+        ]
+        means = [y[half].mean(0) for half in HALVES]
+        # Deviations from the mean of the half that is fitted.
+        own, expressed = (
+            torch.cat(
+                [
+                    torch.from_numpy(fits[of].predict(z[half])) - means[of]
+                    for of, half in zip(order, HALVES, strict=True)
+                ]
+            )
+            for order in ((0, 1), (1, 0))
+        )
+        deviations = torch.cat([y[half] - y[half].mean(0) for half in HALVES])
+        systems = [
+            torch.linalg.cond(torch.cov(z[half].T, correction=0) * 4 + fit.alpha * torch.eye(4))
+            for half, fit in zip(HALVES, fits, strict=True)
+        ]
         expected = {
             "metric_loss": 0.7 * losses.ContrastiveLoss()(embeddings, labels),
-            "cross_batch_loss": 0.3 * losses.ContrastiveLoss()(expressed.float(), labels),
+            "cross_batch_loss": 0.3 * compared(expressed.float(), labels),
             "cross_batch_weight": 0.3,
-            "fit_r2": mean_r2(y, torch.cat([z[:4] @ first, z[4:] @ second])),
-            "transfer_r2": mean_r2(y, expressed),
-            "condition_number": max(torch.linalg.cond(matrix) for matrix in inverse),
+            "fit_r2": mean_r2(deviations, own),
+            "transfer_r2": mean_r2(deviations, expressed),
+            "condition_number": max(systems),
             "single_class_fraction": 0,
         }
         share = pooling.histograms

@@ -78,7 +78,7 @@ def test_settings_are_one_text_also_of_a_run_that_was_resumed(short_run, tmp_pat
     (event,) = events_of(run.tensorboard_folder).Tensors("settings/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     assert event.step == 0
-    assert "| metric_loss_CrossBatchPrototypeLoss cross_batch_weight | 0.1 |" in text
+    assert "| metric_loss_CrossBatchPrototypeLoss cross_batch_weight | 0.3 |" in text
     assert "ContrastiveLoss pos_margin | 0 |" in text
     assert "| loss_weights metric_loss | 1 |" in text
 

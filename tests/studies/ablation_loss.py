@@ -14,8 +14,9 @@ from pml_xbml.trunks import PrototypePoolingTrunk
 class AblationLoss(torch.nn.Module):
     """The formulations of the cross-batch term that were tried beside the one that was kept.
 
-    For batches cut in the middle and losses on normalised embeddings alone; with every option at its first
-    choice it gives what :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` gives.
+    For batches cut in the middle and losses on normalised embeddings alone. With every option at its first
+    choice it gives what ``CrossBatchPrototypeLoss`` gave in version 0.1, the method as the paper's public
+    text has it: Ŷ_1 = Z_1 A_2 without an intercept, and ℓ itself on Ŷ.
 
     Args:
         loss: ℓ.

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from pytorch_metric_learning import losses as pml_losses
+from sklearn.linear_model import Ridge
 
-from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.trunks import PrototypePoolingTrunk
 from tests.studies import ablation
 from tests.studies.ablation import BASE_WEIGHT
@@ -16,16 +16,15 @@ def trunk():
     return PrototypePoolingTrunk(torch.nn.Conv2d(3, 6, 1), num_prototypes=5)
 
 
-def test_with_the_first_choices_it_is_the_loss_of_the_package(trunk):
-    images = torch.randn(16, 3, 4, 4)
-    values = [
-        loss(trunk(images), LABELS)
-        for loss in (
-            CrossBatchPrototypeLoss(pml_losses.ContrastiveLoss(), trunk),
-            AblationLoss(pml_losses.ContrastiveLoss(), trunk, 0.1, 4, 6, 10),
-        )
-    ]
-    torch.testing.assert_close(*values)
+def test_with_the_first_choices_it_is_the_method_of_the_paper(trunk):
+    embeddings = trunk(torch.randn(16, 3, 4, 4))
+    got = AblationLoss(pml_losses.ContrastiveLoss(), trunk, 0.1, 4, 6, 10)(embeddings, LABELS)
+    y, z = (torch.nn.functional.normalize(rows).detach() for rows in (embeddings, trunk.histograms))
+    fits = [Ridge(alpha=0.05, fit_intercept=False).fit(z[half], y[half]) for half in (slice(8, 16), slice(8))]
+    expressed = [fit.predict(z[half]) for fit, half in zip(fits, (slice(8), slice(8, 16)), strict=True)]
+    expressed = torch.cat([torch.as_tensor(rows).float() for rows in expressed])
+    base = pml_losses.ContrastiveLoss()
+    torch.testing.assert_close(got, 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS))
 
 
 LOSS_VARIANTS = [

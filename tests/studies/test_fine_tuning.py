@@ -1,13 +1,16 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_metric_learning import losses
 from sklearn.linear_model import Ridge
 
+from pml_xbml.trunks import PrototypePooling
 from tests.studies import fine_tuning
-from tests.studies.fine_tuning import Arm
+from tests.studies.fine_tuning import Arm, Setting, build_loss
 
 
 @pytest.fixture
@@ -23,25 +26,76 @@ def photographs(tmp_path):
     return tmp_path / "photographs"
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fine_tuning, "BATCH_SIZE", 16)
+    monkeypatch.setattr(fine_tuning, "PHOTOGRAPHS", Setting(16, 2, 1, (1e-3, 1e-4)))
     monkeypatch.setattr(fine_tuning, "NUM_COPIES", 2)
-    command = ["--data", f"noise={photographs}", "--iterations", "2", "--out", str(tmp_path / "out")]
-    fine_tuning.main([*command, "--only", "0", "--seeds", "1"])
-    results = tmp_path / "out" / "results.jsonl"
-    first = results.read_text()
-    fine_tuning.main([*command, "--only", "0", "2", "9", "--seeds", "1"])
-    assert results.read_text().startswith(first)
+    command = ["--data", f"noise={photographs}", "--loss", "contrastive", "triplet", "--out", str(tmp_path)]
+    command += ["--jobs", "0"]
+    fine_tuning.main([*command, "--tune", "--seeds", "1"])
+    results = tmp_path / "results.jsonl"
+    tuned = results.read_text()
+    fine_tuning.main([*command, "--seeds", "1", "--arms", "plain", "xml"])
+    fine_tuning.main([*command, "--seeds", "1", "--plot", str(tmp_path / "plot.png")])
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert results.read_text().startswith(tuned)
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [row["term"] for row in rows] == ["plain", "expressed", "control"]
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| noise | contrastive | 0.0001 | plain |")
+    rates = fine_tuning.chosen_rates(results)
+    of_plain = [row for row in rows if row["seed"] == 0]
+    assert len(of_plain) == 4
+    for row in of_plain:
+        best = max(r["mean_average_precision_at_r"] for r in of_plain if r["loss"] == row["loss"])
+        chosen = row["learning_rate"] == rates["noise", row["loss"]]
+        assert not chosen or row["mean_average_precision_at_r"] == best
+    arms = [(row["loss"], row["arm"]["term"]) for row in rows if row["seed"] == 100]
+    assert arms == [
+        ("contrastive", "plain"), ("contrastive", "xml"), ("triplet", "plain"), ("triplet", "xml"),
+        ("triplet", "control"),
+    ]  # fmt: skip
+    assert "| noise | triplet | " in capsys.readouterr().out
+
+
+def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
+    monkeypatch.setattr(fine_tuning, "FROM_SCRATCH", Setting(16, 4, 1, ()))
+    glyphs = fine_tuning.load_glyphs()
+    few = {split: getattr(glyphs, split)[:32] for split in ("val", "test")}
+    few |= {f"{split}_labels": getattr(glyphs, f"{split}_labels")[:32] for split in ("val", "test")}
+    tested = []
+
+    def evaluate(network, data, split):
+        if split == "val":
+            evaluate.validations += 1
+            tested.append(network.embedder.weight.clone())
+            value = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0}[evaluate.validations]
+        else:
+            value = float(torch.equal(network.embedder.weight, tested[3]))
+        return {fine_tuning.MAP_AT_R: value, fine_tuning.PRECISION_AT_1: value}
+
+    evaluate.validations = 0
+    monkeypatch.setattr(fine_tuning, "evaluate", evaluate)
+    job = fine_tuning.Job("glyphs", "contrastive", Arm("xml"), 0, 1e-3)
+    history = fine_tuning.train(dataclasses.replace(glyphs, **few), job, None)
+    assert history["test"] == [1.0, 1.0]
+
+
+def test_a_variant_at_its_defaults_is_the_loss_of_the_package():
+    pooling = PrototypePooling(6, 5)
+    labels = torch.arange(16) // 4
+    values = []
+    for arm in (Arm("xml"), Arm("expressed"), Arm("expressed", adds_mean=True), Arm("control")):
+        torch.manual_seed(0)
+        embeddings = pooling(torch.randn(16, 6, 3, 3))
+        values.append(build_loss(arm, losses.TripletMarginLoss(), pooling)(embeddings, labels, None).item())
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert len({round(value, 5) for value in values[1:]}) == 3
 
 
 def test_the_mean_of_the_fitted_half_makes_the_expression_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     histograms = torch.rand(8, 3, generator=generator, dtype=torch.float64)
     embeddings = torch.nn.functional.normalize(torch.randn(8, 5, generator=generator, dtype=torch.float64))
-    expressed = fine_tuning.express(histograms, embeddings, Arm("expressed", 0.1, ridge=0.2, adds_mean=True))
+    arm = Arm("expressed", 0.1, ridge=0.2, adds_mean=True)
+    expressed = fine_tuning.express(histograms, embeddings, arm)
     fitted = histograms[4:]
     alpha = 0.2 * (fitted - fitted.mean(0)).square().sum(1).mean()
     model = Ridge(alpha=float(alpha)).fit(fitted, embeddings[4:])

@@ -55,11 +55,9 @@ def test_loss_of_expressed_embeddings(create):
         "CrossBatchPrototypeLoss",
         {
             "loss": {"ProxyNCALoss": {"softmax_scale": 9}},
-            "center_histograms": True,
             "expressed_loss": {"ContrastiveLoss": {"neg_margin": 0.7}},
         },
     )
-    assert loss.center_histograms
     assert loss.loss.proxies.shape == (7, 16)
     assert isinstance(loss.expressed_loss, losses.ContrastiveLoss)
     assert loss.expressed_loss.neg_margin == 0.7
