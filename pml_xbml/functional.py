@@ -12,10 +12,9 @@ embeddings the rows of Y (N, D). The method is
     Ŷ_1 = Z_1 A_2,   Ŷ_2 = Z_2 A_1                              express, with the other half's prototypes
 
 The fit has an intercept where :class:`~pml_xbml.losses.CrossBatchPrototypeLoss` runs it: Z_k and Y_k are then
-deviations from the means of the half k that is fitted, and Ŷ is compared in pairs_within_halves alone. The
-paper's public text says nothing of either. A training step runs these formulas as
-:func:`average_and_histograms` and :func:`cross_batch_expression`, with gradients that ``_kernels`` derives by
-hand.
+deviations from the means of the half k that is fitted, of which the paper's public text says nothing. A
+training step runs these formulas as :func:`average_and_histograms` and :func:`cross_batch_expression`, with
+gradients that ``_kernels`` derives by hand.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ._kernels.pooling import AverageAndHistograms
 __all__ = [
     "CUT_IN_THE_MIDDLE", "Halves", "assignments", "average_and_histograms", "class_disjoint_halves",
     "cross_batch_expression", "express", "greedy_k_center", "hard_assignments", "histograms", "l2_normalize",
-    "pairs_within_halves", "recursive_ridge_fit", "ridge_fit", "transfer_r2",
+    "recursive_ridge_fit", "ridge_fit", "transfer_r2",
 ]  # fmt: skip
 
 SIMILARITIES = ("cosine", "dot")
@@ -260,22 +259,6 @@ def cross_batch_expression(
         expressed = ridge_prediction(fitted, targets, others, alpha.flatten())
     expressed = expressed.flip(0).flatten(0, 1) if members is None else expressed.sum(0)
     return expressed.to(embeddings.dtype)
-
-
-def pairs_within_halves(labels: Tensor, halves: Halves = CUT_IN_THE_MIDDLE) -> tuple[Tensor, ...]:
-    """The pairs of expressed samples that are compared: within a half, by one half's prototypes.
-
-    Args:
-        labels: (N,), of any dtype that compares.
-        halves: which samples belong to which half; they share no class.
-
-    Returns:
-        Anchors and positives, all pairs of one class, then anchors and negatives, those of two classes of one
-        half: four vectors of indices, as miners of pytorch-metric-learning give them.
-    """
-    same_class = labels.unsqueeze(1) == labels
-    negative = halves.same_half(labels) & ~same_class
-    return (*torch.where(same_class.fill_diagonal_(False)), *torch.where(negative))
 
 
 def transfer_r2(expressed: Tensor, embeddings: Tensor, halves: Halves = CUT_IN_THE_MIDDLE) -> Tensor:

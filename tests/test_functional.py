@@ -291,28 +291,6 @@ class TestRidgeFit:
         torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
 
 
-class TestPairsWithinHalves:
-    @pytest.mark.parametrize("first_half", [None, [True, False] * 4], ids=["cut", "dealt"])
-    def test_are_those_of_a_loop(self, first_half):
-        labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3] if first_half is None else [0, 2, 0, 3, 1, 2, 1, 2])
-        halves = functional.CUT_IN_THE_MIDDLE
-        in_first = [True] * 4 + [False] * 4
-        if first_half is not None:
-            in_first = first_half
-            halves = functional.Halves(torch.tensor(first_half))
-        pairs = [
-            (anchor, other)
-            for anchor in range(8)
-            for other in range(8)
-            if anchor != other and in_first[anchor] == in_first[other]
-        ]
-        positive = [(i, j) for i, j in pairs if labels[i] == labels[j]]
-        negative = [(i, j) for i, j in pairs if labels[i] != labels[j]]
-        anchors, positives, negative_anchors, negatives = functional.pairs_within_halves(labels, halves)
-        assert list(zip(anchors.tolist(), positives.tolist(), strict=True)) == positive
-        assert list(zip(negative_anchors.tolist(), negatives.tolist(), strict=True)) == negative
-
-
 class TestCrossBatchExpression:
     def by_sklearn(self, z, y, first_half, ridge):
         expressed = torch.empty_like(y)

@@ -41,13 +41,6 @@ class Halves:
             return rows[:middle], rows[middle:]
         return rows[self.in_first], rows[~self.in_first]
 
-    def same_half(self, rows: Tensor) -> Tensor:
-        """(N, N) bool, whether two rows belong to the same half. No wait."""
-        in_first = self.in_first
-        if in_first is None:
-            in_first = torch.arange(len(rows), device=rows.device) < len(rows) // 2
-        return in_first.unsqueeze(1) == in_first
-
     def stack(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Both halves, (2, n, C), and which rows are theirs, (2, n, 1), or None for all. No wait."""
         if self.in_first is None:

@@ -1,15 +1,13 @@
 import torch
 from torch import Tensor
 
-from .. import functional
 from ..losses import CrossBatchPrototypeLoss
 
 
 class ControlLoss(torch.nn.Module):
     """(1 − λ) ℓ(Y) + λ ℓ_c(Y): an XML loss whose second term sees the embeddings themselves, Y in place of Ŷ.
 
-    What it gains over ℓ is not the method's. Its pairs are those of an XML loss, within the halves of a batch
-    that is cut in the middle.
+    What it gains over ℓ is not the method's. Where ℓ is ℓ_c it is plain training.
 
     Args:
         loss: ℓ.
@@ -27,5 +25,5 @@ class ControlLoss(torch.nn.Module):
     ) -> Tensor:
         """The loss, a scalar."""
         first: Tensor = self.loss(embeddings, labels, indices_tuple)
-        second: Tensor = self.second_loss(embeddings, labels, functional.pairs_within_halves(labels))
+        second: Tensor = self.second_loss(embeddings, labels)
         return (1 - self.weight) * first + self.weight * second

@@ -43,19 +43,17 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
     The batch is split into two halves with no class in common. Prototypes in embedding space are fitted to
     each half by ridge regression, with an intercept, of its embeddings on its histograms. The samples of each
-    half are expressed with the prototypes of the other, and a contrastive loss ℓ_c compares them within their
-    half:
+    half are expressed with the prototypes of the other, and a contrastive loss ℓ_c compares what comes out:
 
         A_k = argmin_A ‖(Y_k − ȳ_k) − (Z_k − z̄_k) A‖² + ε s_k² ‖A‖²,     s_k² = mean_rows ‖Z_k − z̄_k‖²
         Ŷ_1 = (Z_1 − z̄_2) A_2,     Ŷ_2 = (Z_2 − z̄_1) A_1
         L = (1 − λ) ℓ(Y, labels) + λ ℓ_c(Ŷ, labels)
 
-    Three things depart from the paper's public text, which has neither an intercept nor another loss for Ŷ,
+    Two things depart from the paper's public text, which has neither an intercept nor another loss for Ŷ,
     because they gained on validation classes, from scratch and where a pretrained network is fine-tuned
     (``tests/studies/README.md`` has the tables). With an intercept Ŷ holds deviations from the fitted half's
-    mean, which all embeddings of a pretrained network share. Ŷ_1 and Ŷ_2 are deviations from different means
-    by different prototypes, so a pair with a sample in each says little, and is left out. And ℓ itself can be
-    harmed by what it was not made for: proxies live among actual embeddings, for one.
+    mean, which all embeddings of a pretrained network share. And ℓ itself can be harmed by what it was not
+    made for: proxies live among actual embeddings, for one.
 
     The halves are the batch's first and second half where those share no class, as
     :class:`~pml_xbml.samplers.DisjointClassPairSampler` makes them; otherwise see
@@ -75,8 +73,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         cross_batch_weight: λ in [0, 1]. At 0, value, dtype and gradient are those of ℓ to the bit.
         ridge: ε > 0, relative to the variance of the half's histograms.
         expressed_loss: ℓ_c, a loss that compares samples with samples, without parameters or buffers.
-            ``ContrastiveLoss(pos_margin=0, neg_margin=1)`` if left out. It gets the pairs of
-            :func:`pml_xbml.functional.pairs_within_halves`, whatever a miner gives ℓ.
+            ``ContrastiveLoss(pos_margin=0, neg_margin=1)`` if left out. It compares all expressed samples of
+            the batch with one another, whatever a miner gives ℓ.
         **kwargs: ``embedding_regularizer``, ``embedding_reg_weight`` and ``collect_stats``, as every loss of
             pytorch-metric-learning takes them. The records of ``collect_stats`` are the two terms, as they
             enter the loss; the share of batches without two classes so far; and the
@@ -287,8 +285,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             for name, value in statistics._asdict().items():
                 setattr(self, name, value)
         expressed = functional.cross_batch_expression(sources, targets, self.ridge, halves, intercept=True)
-        pairs = functional.pairs_within_halves(labels, halves)
-        loss: Tensor = self.expressed_loss(expressed, labels, pairs)
+        loss: Tensor = self.expressed_loss(expressed, labels)
         return loss
 
     @torch.no_grad()

@@ -36,23 +36,11 @@ def expressed_by_sklearn(embeddings, histograms, first_half, ridge=0.05, normali
     return expressed
 
 
-def compared(expressed, labels, first_half, loss=None):
-    """A contrastive loss, or another one, of the pairs within the halves, which a loop makes."""
-    pairs = [[], [], [], []]
-    for anchor in range(len(labels)):
-        for other in range(len(labels)):
-            if anchor != other and first_half[anchor] == first_half[other]:
-                same_class = labels[anchor] == labels[other]
-                pairs[0 if same_class else 2].append(anchor)
-                pairs[1 if same_class else 3].append(other)
-    loss = losses.ContrastiveLoss(pos_margin=0, neg_margin=1) if loss is None else loss
-    return loss(expressed, labels, tuple(torch.tensor(indices, dtype=torch.long) for indices in pairs))
-
-
 def cross_batch_term(embeddings, histograms, first_half, labels=LABELS, ridge=0.05, loss=None):
     normalizes = loss is None or loss.distance.normalize_embeddings
     expressed = expressed_by_sklearn(embeddings, histograms, first_half, ridge, normalizes)
-    return compared(expressed, labels, first_half, loss)
+    loss = losses.ContrastiveLoss(pos_margin=0, neg_margin=1) if loss is None else loss
+    return loss(expressed, labels)
 
 
 class TestFormula:
@@ -75,7 +63,7 @@ class TestFormula:
         positive, negative = [], []
         for anchor in range(16):
             for other in range(16):
-                if anchor != other and (anchor < 8) == (other < 8):
+                if anchor != other:
                     distance = (expressed[anchor] - expressed[other]).norm()
                     same_class = LABELS[anchor] == LABELS[other]
                     (positive if same_class else negative).append(distance if same_class else 1 - distance)
@@ -370,7 +358,7 @@ class TestExpressedLoss:
 
 
 class TestTuplesAndReferences:
-    """ℓ gets them; Ŷ is compared within the halves, whatever comes."""
+    """ℓ gets them; all expressed samples are compared, whatever comes."""
 
     @pytest.mark.parametrize("miner", [miners.MultiSimilarityMiner(), miners.TripletMarginMiner()])
     def test_a_miners_tuples(self, miner):
@@ -589,7 +577,7 @@ class TestExpress:
         recorded = loss.transfer_r2
         expressed, first_half = loss.express(embeddings, LABELS, histograms)
         assert torch.equal(first_half, LABELS < 2)
-        torch.testing.assert_close(compared(expressed, LABELS, first_half), value)
+        torch.testing.assert_close(losses.ContrastiveLoss()(expressed, LABELS), value)
         loss.express(embeddings.flip(0), LABELS, histograms)
         assert loss.transfer_r2 is recorded
 

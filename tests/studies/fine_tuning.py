@@ -74,16 +74,18 @@ class Arm:
         weight: λ in (1 − λ) ℓ(Y) + λ ℓ_2.
         ridge: ε, relative to the histograms' variance.
         num_prototypes: m.
-        within_halves: whether ℓ_2 compares the samples of each half among themselves, or all.
+        pairs: that ℓ_2 compares: "all", those "within" the halves, or its negative ones "across" them.
         adds_mean: Ŷ_1 = (Z_1 − z̄_2) A_2 + ȳ_2 instead of the deviation alone.
+        balances: whether λ is multiplied by a running ratio of the two losses' gradients on the embeddings.
     """
 
     term: str = "plain"
     weight: float = 0.3
     ridge: float = 0.05
     num_prototypes: int = 16
-    within_halves: bool = True
+    pairs: str = "all"
     adds_mean: bool = False
+    balances: bool = False
 
 
 PLAIN, XML, CONTROL = Arm(), Arm("xml"), Arm("control")
@@ -94,11 +96,13 @@ VARIANTS = (
     *(Arm("expressed", weight) for weight in (0.1, 0.5)),
     *(Arm("expressed", num_prototypes=number) for number in (4, 8, 32, 64)),
     Arm("expressed", ridge=0.5),
+    Arm("expressed", balances=True),
+    Arm("expressed", 0.1, balances=True),
     Arm("expressed", adds_mean=True),
-    Arm("expressed", within_halves=False),
-    Arm("expressed", num_prototypes=64, within_halves=False),
-    Arm("expressed", num_prototypes=64, within_halves=False, adds_mean=True),
-    Arm("expressed", 0.1, num_prototypes=64, within_halves=False),
+    *(Arm("expressed", pairs=pairs) for pairs in ("within", "across")),
+    Arm("expressed", num_prototypes=64, pairs="within"),
+    Arm("expressed", num_prototypes=64, adds_mean=True),
+    Arm("expressed", 0.1, num_prototypes=64),
     CONTROL,
 )
 
@@ -114,7 +118,7 @@ class Setting:
 
 
 PHOTOGRAPHS = Setting(64, 250, 50, (3e-5, 1e-4, 3e-4))
-FROM_SCRATCH = Setting(32, 500, 100, (1e-3, 3e-3, 1e-2))
+FROM_SCRATCH = Setting(64, 250, 50, (1e-3, 3e-3, 1e-2))
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,17 @@ def express(histograms: Tensor, embeddings: Tensor, arm: Arm) -> Tensor:
     return expressed + fitted_means.repeat_interleave(len(targets) // 2, dim=0)
 
 
+def pairs_of(labels: Tensor, kind: str) -> tuple[Tensor, ...] | None:
+    """Pairs of a batch that is cut in the middle, as miners give them; None for all."""
+    if kind == "all":
+        return None
+    same_class = labels.unsqueeze(1) == labels
+    in_first = torch.arange(len(labels)) < len(labels) // 2
+    same_half = in_first.unsqueeze(1) == in_first
+    negative = ~same_class & (same_half if kind == "within" else ~same_half)
+    return (*torch.where(same_class.fill_diagonal_(False)), *torch.where(negative))
+
+
 def build_loss(arm: Arm, loss: nn.Module, pooling: PrototypePooling) -> nn.Module:
     """The loss of (embeddings, labels, tuples)."""
     if arm.term == "plain":
@@ -253,14 +268,24 @@ def build_loss(arm: Arm, loss: nn.Module, pooling: PrototypePooling) -> nn.Modul
         def __init__(self) -> None:
             super().__init__()
             self.loss = loss
+            self.ratio: float | None = None
 
         def forward(self, embeddings: Tensor, labels: Tensor, tuples: tuple[Tensor, ...] | None) -> Tensor:
             second = embeddings
             if arm.term == "expressed":
                 second = express(pooling.histograms_of(embeddings), embeddings, arm)
-            pairs = functional.pairs_within_halves(labels) if arm.within_halves else None
+            pairs = pairs_of(labels, arm.pairs)
             first: Tensor = self.loss(embeddings, labels, tuples)
-            return (1 - arm.weight) * first + arm.weight * second_loss(second, labels, pairs)
+            cross = second_loss(second, labels, pairs)
+            if not arm.balances:
+                return (1 - arm.weight) * first + arm.weight * cross
+            norms = [
+                torch.autograd.grad(term, embeddings, retain_graph=True)[0].norm() for term in (first, cross)
+            ]
+            if all(norm > 0 for norm in norms):
+                ratio = float(norms[0] / norms[1])
+                self.ratio = ratio if self.ratio is None else 0.9 * self.ratio + 0.1 * ratio
+            return (1 - arm.weight) * first + arm.weight * (self.ratio or 1) * cross
 
     return WithSecondTerm()
 
