@@ -18,7 +18,7 @@ class TestRegister:
         pml_xbml.register()
         assert losses.CrossBatchPrototypeLoss is pml_xbml.losses.CrossBatchPrototypeLoss
         assert samplers.DisjointClassPairSampler is pml_xbml.samplers.DisjointClassPairSampler
-        assert losses.CrossBatchPrototypeLoss().cross_batch_weight == 0.1
+        assert losses.CrossBatchPrototypeLoss().cross_batch_weight == 0.3
 
     def test_a_different_class_under_a_name_raises_and_nothing_changes(self, monkeypatch):
         monkeypatch.setattr(samplers, "DisjointClassPairSampler", object, raising=False)

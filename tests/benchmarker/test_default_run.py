@@ -167,7 +167,7 @@ def test_settings_are_a_text_on_tensorboard(experiments):
         events = EventAccumulator(str(experiments.first / fold))
         events.Reload()
         (event,) = events.Tensors("settings/text_summary")
-        assert "cross_batch_weight | 0.1" in event.tensor_proto.string_val[0].decode()
+        assert "cross_batch_weight | 0.3" in event.tensor_proto.string_val[0].decode()
 
 
 def test_an_experiment_is_not_overwritten(experiments, run, small_run):
