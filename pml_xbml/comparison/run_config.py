@@ -70,10 +70,10 @@ class RunConfig:
     copies: int = 6
     freeze_norms: bool | None = None
     embedding_size: int = 128
-    batch_size: int = 32
+    batch_size: int = 64
     samples_per_class: int = 4
-    iterations: int = 800
-    iterations_per_epoch: int = 100
+    iterations: int = 400
+    iterations_per_epoch: int = 50
     patience: int | None = None
     learning_rate: float | None = None
     prototypes_learning_rate: float = 1e-3

@@ -268,7 +268,7 @@ def test_other_settings_in_the_folder_are_told_by_their_options(image_folder, tm
     (folder / "run.json").write_text(recorded.to_json())
     error = refused([*line, "--iterations", "100"], capsys)
     assert "--embedding-size=99 (now 8)" in error
-    assert "--iterations=800 (now 100)" in error
+    assert "--iterations=400 (now 100)" in error
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

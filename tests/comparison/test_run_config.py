@@ -39,7 +39,7 @@ def test_every_field_is_documented():
         ({"control": True}, "control must come with a cross_batch_weight, .*, got None"),
         ({"iterations": 250}, "iterations must be a multiple of iterations_per_epoch, .*, got 250 and 100"),
         ({"iterations": -100}, "got -100 and 100"),
-        ({"iterations_per_epoch": 0}, "got 800 and 0"),
+        ({"iterations_per_epoch": 0}, "got 400 and 0"),
         ({"copies": 0}, "copies must be at least 1, got 0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
     ],

@@ -168,7 +168,8 @@ class TestFormula:
         labels = torch.tensor(classes).repeat_interleave(samples_a_class)
         embeddings = torch.randn(len(labels), 6).double()
         first_half = (labels == 0) | (labels == 3)
-        expected = losses.ContrastiveLoss()(expressed_by_sklearn(embeddings, embeddings, first_half), labels)
+        sources = torch.nn.functional.normalize(embeddings)
+        expected = cross_batch_term(embeddings, sources, first_half, labels)
         torch.testing.assert_close(
             CrossBatchPrototypeLoss(cross_batch_weight=1)(embeddings, labels), expected
         )
@@ -191,10 +192,8 @@ class TestFormula:
     def test_value_with_a_single_prototype(self):
         embeddings, _ = batch()
         histograms = torch.rand(16, 1).double()
-        base = losses.ContrastiveLoss()
-        expressed = expressed_by_sklearn(embeddings, histograms, LABELS < 2, normalize=False)
-        expected = 0.9 * base(embeddings, LABELS) + 0.1 * base(expressed, LABELS)
-        loss = CrossBatchPrototypeLoss(base, normalize_histograms=False)
+        expected = cross_batch_term(embeddings, histograms, LABELS < 2)
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
         torch.testing.assert_close(loss(embeddings, LABELS, histograms=histograms), expected)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -204,9 +203,10 @@ class TestFormula:
         embeddings *= 1000 / embeddings.norm(dim=1, keepdim=True)
         loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
         halves = functional.Halves(LABELS < 2)
-        expected = loss._express(embeddings, histograms, halves)
+        expected = loss._cross_batch_loss(embeddings, LABELS, histograms, halves)
         with torch.autocast("cpu", dtype=dtype):
-            assert torch.equal(loss._express(embeddings, histograms, halves), expected)
+            got = loss._cross_batch_loss(embeddings, LABELS, histograms, halves)
+        assert torch.equal(got, expected)
 
     @pytest.mark.parametrize("weight", [0.1, 1.0])
     def test_one_class_leaves_a_zero_that_keeps_the_graph(self, weight):
