@@ -214,7 +214,7 @@ def refused(line, capsys):
         (["compare", "--jobs", "0"], "--jobs: must be an integer of at least 1, got '0'"),
         (["compare", "--copies", "0"], "--copies: must be an integer of at least 1, got '0'"),
         (["compare", "--patience", "-1"], "--patience: must be an integer of at least 1, got '-1'"),
-        (["demo", "--iterations", "250"], "--iterations must be a multiple of --iterations-per-epoch"),
+        (["demo", "--iterations", "230"], "--iterations must be a multiple of --iterations-per-epoch"),
         (["compare", "--trunk", "resnet1800"], "--trunk must be 'small'"),
         (["compare", "--batch-size", "30"], "--batch-size must be a multiple of 2"),
         (["compare", "--schedule", "cosin"], "must be one of cosine, constant, got 'cosin'; did you mean"),
