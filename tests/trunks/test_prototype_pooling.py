@@ -122,9 +122,9 @@ class TestInitialisation:
         expected = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
         assert torch.equal(PrototypePooling(8, 5).prototypes, expected)
 
-    def test_has_64_prototypes_by_default(self):
+    def test_has_16_prototypes_by_default(self):
         pooling = PrototypePooling(8)
-        assert pooling.prototypes.shape == (64, 8)
+        assert pooling.prototypes.shape == (16, 8)
         assert (pooling.temperature, pooling.similarity) == (0.1, "cosine")
 
     def test_k_center_stores_raw_features_and_returns_the_radius_among_unit_vectors(self):
