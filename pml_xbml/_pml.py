@@ -6,7 +6,7 @@ up in PML when it is used: importing this module imports nothing, and a logger o
 user has replaced is the one that is found.
 
 Where version 3 has a name is what its public documentation says (the guide on migration from version 2, the
-pages on ``GenericPairLoss`` and ``BaseMetricLossFunction``, the release notes). Version 3
+pages on ``GenericPairLoss``, ``BaseMetricLossFunction`` and index utilities, the release notes). Version 3
 could not be run here, and "not found" means that those pages do not say.
 
 ``CrossBatchPrototypeLoss`` also extends ``BaseMetricLossFunction``. Of what it inherits, version 3 keeps
@@ -29,6 +29,12 @@ MODULES = {
     # The base class of data sets with a folder, splits and a download.
     # Version 3: removed with the data sets; ``torch.utils.data.Dataset`` serves.
     "BaseDataset": "datasets.base_dataset",
+    # All positive and negative pairs that labels make.
+    # Version 3: in ``utils.indexing``, which replaces ``utils.loss_and_miner_utils``.
+    "get_all_pairs_indices": "utils.loss_and_miner_utils",
+    # The base class of losses of pairs. Its ``compute_loss`` makes all pairs of the labels if it gets none.
+    # Version 3: ``losses.GenericPairLoss``, public, which does so too.
+    "GenericPairLoss": "losses.generic_pair_loss",
     # Whether there is a process group.
     # Version 3: not found; ``torch.distributed`` says the same.
     "is_distributed": "utils.distributed",

@@ -88,8 +88,7 @@ class TestTrainersOfPML:
         trunk = trunks.PrototypePoolingTrunk(backbone(), num_prototypes=6)
         trunk.init_prototypes(images())
         start = trunk.prototypes.detach().clone()
-        # At a small weight: what is to fall is the loss of the embeddings.
-        loss = losses.CrossBatchPrototypeLoss(make_base(), pooling=trunk, cross_batch_weight=0.05)
+        loss = losses.CrossBatchPrototypeLoss(make_base(), pooling=trunk, cross_batch_weight=0.1)
         history = Losses()
         trainer(trainers.MetricLossOnly, trunk, {"metric_loss": loss}, history).train()
         assert history.falls()

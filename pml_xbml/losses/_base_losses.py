@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning.reducers import DoNothingReducer
+from torch import Tensor
+
+from .. import _pml
 
 # These refuse class labels, of which the halves are made.
 LOSSES_WITHOUT_LABELS = (pml_losses.ManifoldLoss, pml_losses.SelfSupervisedLoss, pml_losses.VICRegLoss)
@@ -67,6 +70,29 @@ class ExpressedLoss:
             )
         self.loss: torch.nn.Module = loss
         self.normalizes_embeddings = bool(loss.distance.normalize_embeddings)
+
+
+def check_tuples(loss: object, indices_tuple: tuple[Tensor, ...] | None) -> None:
+    """Raises a ValueError if a miner's tuples come to a loss that mines by itself."""
+    if indices_tuple is None or not isinstance(loss, pml_losses.MultipleLosses):
+        return
+    if loss.miners:
+        raise ValueError(
+            "indices_tuple must be left out when MultipleLosses has miners of its own, got one of "
+            f"{len(indices_tuple)} tensors"
+        )
+    for part in loss.losses.values() if loss.is_dict else loss.losses:
+        check_tuples(part, indices_tuple)
+
+
+def makes_all_pairs(loss: object) -> bool:
+    """Whether a loss makes all pairs of the labels where it gets no tuples."""
+    return getattr(type(loss), "compute_loss", None) is _pml.GenericPairLoss.compute_loss
+
+
+def all_pairs(loss: object, labels: Tensor) -> tuple[Tensor, ...] | None:
+    """The pairs that a loss would make of the labels; None if it makes none."""
+    return _pml.get_all_pairs_indices(labels) if makes_all_pairs(loss) else None
 
 
 def takes_references(loss: torch.nn.Module) -> bool:

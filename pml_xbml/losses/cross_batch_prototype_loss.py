@@ -9,7 +9,14 @@ from torch import Tensor
 
 from .. import _pml, functional
 from .._checks import check_number
-from ._base_losses import ExpressedLoss, check_base_loss, takes_references
+from ._base_losses import (
+    ExpressedLoss,
+    all_pairs,
+    check_base_loss,
+    check_tuples,
+    makes_all_pairs,
+    takes_references,
+)
 from ._pooling_reference import HoldsHistograms, PoolingReference
 from ._statistics import ExpressionStatistics, expression_statistics
 from ._validation import (
@@ -192,6 +199,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         histograms: Tensor | None = None,
     ) -> dict[str, dict[str, Any]]:
         labels = checked_labels(embeddings, labels)
+        check_tuples(self.loss, indices_tuple)
         references = self._checked_references(ref_emb, ref_labels, indices_tuple)
         histograms, world_size = self._consume_histograms(embeddings, histograms)
 
@@ -210,11 +218,15 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
         cross_batch_loss = None
         if histograms is not None:
+            pairs = all_pairs(self.expressed_loss, labels)
+            if not references and indices_tuple is None and makes_all_pairs(self.loss):
+                # The same pairs: made once for both.
+                indices_tuple = pairs
             halves = self._halves(labels, world_size, halves_are_disjoint)
             cross_batch_loss = (
                 (embeddings * 0).sum()
                 if halves is None
-                else self._cross_batch_loss(embeddings, labels, histograms, halves)
+                else self._cross_batch_loss(embeddings, labels, histograms, halves, pairs)
             )
         metric_loss = self.loss(embeddings, labels, indices_tuple, *references)
         return self._reduce(metric_loss, cross_batch_loss)
@@ -272,21 +284,30 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         return halves if has_two_classes else None
 
     def _cross_batch_loss(
-        self, embeddings: Tensor, labels: Tensor, histograms: Tensor, halves: functional.Halves
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        histograms: Tensor,
+        halves: functional.Halves,
+        pairs: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """ℓ_c(Ŷ)."""
-        # float16 has too few digits to be normalised in; float32 is enough, for ℓ_c too.
-        targets = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        if self._expressed_loss.normalizes_embeddings:
-            targets = functional.l2_normalize(targets)
-        sources = targets if histograms is embeddings else histograms
+        sources, targets = self._fitted(embeddings, histograms)
         if self.collect_stats:
             statistics = expression_statistics(sources, targets, self.ridge, halves)
             for name, value in statistics._asdict().items():
                 setattr(self, name, value)
         expressed = functional.cross_batch_expression(sources, targets, self.ridge, halves, intercept=True)
-        loss: Tensor = self.expressed_loss(expressed, labels)
+        loss: Tensor = self.expressed_loss(expressed, labels, pairs)
         return loss
+
+    def _fitted(self, embeddings: Tensor, histograms: Tensor) -> tuple[Tensor, Tensor]:
+        """Z and Y as they enter the fit."""
+        # float16 has too few digits to be normalised in; float32 is enough, for ℓ_c too.
+        targets = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        if self._expressed_loss.normalizes_embeddings:
+            targets = functional.l2_normalize(targets)
+        return targets if histograms is embeddings else histograms, targets
 
     @torch.no_grad()
     def express(self, embeddings: Tensor, labels: Tensor, histograms: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,15 +319,14 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             histograms: Z, (B, m).
 
         Returns:
-            Ŷ, (B, D), in float64 and made of L2-normalised embeddings: deviations from the other half's mean;
-            and which samples are the first half, (B,) bool.
+            Ŷ, (B, D), in float64: deviations from the other half's mean; and which are the first half,
+            (B,) bool.
         """
         in_first = functional.class_disjoint_halves(labels)
-        targets = functional.l2_normalize(embeddings.double())
+        sources, targets = self._fitted(embeddings.double(), histograms)
         halves = functional.Halves(in_first)
-        return functional.cross_batch_expression(
-            histograms, targets, self.ridge, halves, intercept=True
-        ), in_first
+        expressed = functional.cross_batch_expression(sources, targets, self.ridge, halves, intercept=True)
+        return expressed, in_first
 
     def _reduce(self, metric_loss: Tensor, cross_batch_loss: Tensor | None) -> dict[str, dict[str, Any]]:
         """(1 − λ) ℓ(Y) and λ ℓ(Ŷ); ℓ(Y) alone and untouched where there is no cross-batch term."""

@@ -5,12 +5,12 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from pml_xbml import functional
 from pml_xbml.losses import CrossBatchPrototypeLoss
 
-EMBEDDING_SIZE, NUM_PROTOTYPES, RIDGE = 128, 16, 0.05
+EMBEDDING_SIZE, NUM_PROTOTYPES, RIDGE = 128, 64, 0.05
 
 
-def random_batch(batch_size, device):
+def random_batch(batch_size, device, num_prototypes=NUM_PROTOTYPES):
     embeddings = torch.nn.functional.normalize(torch.randn(batch_size, EMBEDDING_SIZE, device=device))
-    histograms = torch.softmax(torch.randn(batch_size, NUM_PROTOTYPES, device=device), dim=1)
+    histograms = torch.softmax(torch.randn(batch_size, num_prototypes, device=device), dim=1)
     return embeddings.requires_grad_(), histograms.requires_grad_()
 
 
@@ -31,8 +31,9 @@ def expressed(embeddings, histograms):
     ],
     ids=["expressed", "random"],
 )
-def test_loss(ratio, device, make_others, others_name):
-    embeddings, histograms = random_batch(128, device)
+@pytest.mark.parametrize("num_prototypes", [16, NUM_PROTOTYPES])
+def test_loss(ratio, device, make_others, others_name, num_prototypes):
+    embeddings, histograms = random_batch(128, device, num_prototypes)
     others = make_others(embeddings, histograms)
     labels = torch.arange(128, device=device) // 4
     loss, cross_batch_loss = ContrastiveLoss(), CrossBatchPrototypeLoss(ContrastiveLoss())
@@ -46,7 +47,7 @@ def test_loss(ratio, device, make_others, others_name):
         torch.autograd.grad(value, (embeddings, histograms))
 
     ratio(
-        "CrossBatchPrototypeLoss(ContrastiveLoss()), B = 128, forward + backward",
+        f"CrossBatchPrototypeLoss(ContrastiveLoss()), B = 128, m = {num_prototypes}, forward + backward",
         one_with_the_cross_batch_term,
         f"two evaluations of ContrastiveLoss, on Y and on {others_name}",
         two_evaluations,

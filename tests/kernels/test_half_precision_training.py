@@ -35,12 +35,10 @@ def num_skipped_steps(with_prototypes):
     assert norms.quantile(0.95) < 2e-2
     labels = torch.arange(8) // 2
     pooling = PrototypePooling(64, 8) if with_prototypes else torch.nn.AdaptiveAvgPool2d(1)
-    loss = CrossBatchPrototypeLoss(ContrastiveLoss(), pooling) if with_prototypes else ContrastiveLoss()
+    loss = CrossBatchPrototypeLoss(ContrastiveLoss(), pooling, 0.1) if with_prototypes else ContrastiveLoss()
     model = torch.nn.Sequential(network, pooling, torch.nn.Flatten(), torch.nn.Linear(64, 16, bias=False))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    # Faint features have histograms that deviate little, and the fit is relative to what they deviate by: its
-    # gradient is large. With NaN or infinite gradients no scale would help.
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     skipped = 0
     for _ in range(NUM_STEPS):
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import distributed as pml_distributed
+from pytorch_metric_learning.utils import loss_and_miner_utils
 from sklearn.linear_model import Ridge
 
 from pml_xbml import functional
@@ -401,6 +402,23 @@ class TestTuplesAndReferences:
         ):
             loss(embeddings, LABELS, ref_emb=embeddings, ref_labels=LABELS, histograms=histograms)
 
+    @pytest.mark.parametrize("references", [False, True])
+    def test_pairs_of_all_samples_are_made_once_for_both_terms(self, monkeypatch, references):
+        embeddings, histograms = batch()
+        arguments = (
+            {"ref_emb": torch.randn(9, 6).double(), "ref_labels": torch.arange(9)} if references else {}
+        )
+        made = []
+        make = loss_and_miner_utils.get_all_pairs_indices
+        monkeypatch.setattr(
+            loss_and_miner_utils,
+            "get_all_pairs_indices",
+            lambda *labels: made.append(labels) or make(*labels),
+        )
+        CrossBatchPrototypeLoss()(embeddings, LABELS, histograms=histograms, **arguments)
+        # References make other pairs.
+        assert len(made) == 1 + references
+
     def test_expressed_embeddings_never_enter_a_memory(self):
         embeddings, histograms = batch(torch.float32)
         memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
@@ -432,6 +450,27 @@ class TestTuplesAndReferences:
         got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
         torch.testing.assert_close(got, expected)
         assert miner.calls == 1
+
+    @pytest.mark.parametrize("is_nested", [False, True])
+    def test_tuples_are_refused_beside_miners_of_multiple_losses(self, is_nested):
+        embeddings, histograms = batch()
+        base = losses.MultipleLosses([losses.TripletMarginLoss()], miners=[miners.TripletMarginMiner()])
+        loss = CrossBatchPrototypeLoss(losses.MultipleLosses([base]) if is_nested else base)
+        tuples = miners.TripletMarginMiner()(embeddings, LABELS)
+        with pytest.raises(ValueError, match=r"indices_tuple must be left out when .* got one of 3 tensors"):
+            loss(embeddings, LABELS, tuples, histograms=histograms)
+
+    def test_a_memory_inside_multiple_losses(self):
+        embeddings, histograms = batch(torch.float32)
+        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 6, memory_size=48)
+        base = losses.MultipleLosses(
+            {"memory": memory, "triplet": losses.TripletMarginLoss()}, weights={"memory": 2, "triplet": 0.5}
+        )
+        expected = 0.7 * copy.deepcopy(base)(embeddings, LABELS)
+        expected += 0.3 * cross_batch_term(embeddings, histograms, LABELS < 2).float()
+        got = CrossBatchPrototypeLoss(base)(embeddings, LABELS, histograms=histograms)
+        torch.testing.assert_close(got, expected)
+        assert memory.queue_idx == 16
 
     def test_inside_multiple_losses(self):
         embeddings, _ = batch()
@@ -572,14 +611,18 @@ class TestPooling:
 
 
 class TestExpress:
-    def test_is_what_the_loss_compares_and_leaves_the_records_alone(self):
+    @pytest.mark.parametrize("normalizes", [False, True])
+    def test_is_what_the_loss_compares_and_leaves_the_records_alone(self, normalizes):
         embeddings, histograms = batch()
-        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, collect_stats=True)
+        contrastive = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=normalizes))
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1, expressed_loss=contrastive, collect_stats=True)
         value = loss(embeddings, LABELS, histograms=histograms)
         recorded = loss.transfer_r2
         expressed, first_half = loss.express(embeddings, LABELS, histograms)
         assert torch.equal(first_half, LABELS < 2)
-        torch.testing.assert_close(losses.ContrastiveLoss()(expressed, LABELS), value)
+        assert not expressed.requires_grad
+        assert not recorded.requires_grad
+        torch.testing.assert_close(contrastive(expressed, LABELS), value)
         loss.express(embeddings.flip(0), LABELS, histograms)
         assert loss.transfer_r2 is recorded
 

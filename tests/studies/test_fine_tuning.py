@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ from PIL import Image
 from pytorch_metric_learning import losses
 from sklearn.linear_model import Ridge
 
+from pml_xbml.comparison.statistics import holm, paired_t_test
 from pml_xbml.trunks import PrototypePooling
 from tests.studies import fine_tuning
 from tests.studies.fine_tuning import Arm, Setting, build_loss
+
+STUDY = Path(fine_tuning.__file__).parent
 
 
 @pytest.fixture
@@ -53,6 +57,50 @@ def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys
         ("triplet", "control"),
     ]  # fmt: skip
     assert "| noise | triplet | " in capsys.readouterr().out
+
+
+def differences_of(seeds, is_test):
+    """Of the committed runs, by data set and loss: plain's mean, and XML's difference with its interval."""
+    rows = [row for row in fine_tuning.read(STUDY / "fine_tuning_results.jsonl") if row[0].seed in seeds]
+    found = {}
+    for (data, loss, _), arms in fine_tuning.accuracies_of(rows, is_test).items():
+        plain, xml = arms[fine_tuning.PLAIN], arms[fine_tuning.XML]
+        assert set(plain) == set(xml) == set(seeds)
+        test = paired_t_test([plain[seed] for seed in seeds], [xml[seed] for seed in seeds])
+        found[data, loss] = (test.baseline, test.difference, test.low, test.high, test.p_value)
+    return found
+
+
+LOSS_NAMES = {
+    "contrastive": "contrastive",
+    "triplet": "triplet",
+    "multi_similarity": "multi-similarity",
+    "normalized_softmax": "normalized softmax",
+    "proxy_nca": "proxy-NCA",
+    "proxy_anchor": "proxy-anchor",
+}
+
+
+def test_the_tables_of_the_pages_are_those_of_the_committed_runs():
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 9)
+    test, validation = differences_of(seeds, True), differences_of(seeds, False)
+    pages = [(STUDY.parents[1] / "README.md").read_text("utf-8"), (STUDY / "README.md").read_text("utf-8")]
+    names = ("flowers", "grocery", "glyphs")
+    significant = {
+        data: dict(zip(LOSS_NAMES, holm([test[data, loss][-1] for loss in LOSS_NAMES]), strict=True))
+        for data in names
+    }
+    for loss, name in LOSS_NAMES.items():
+        cells, of_validation = [], []
+        for data in names:
+            plain, difference, low, high, _ = test[data, loss]
+            mark = "**" if significant[data][loss] < 0.05 else ""
+            cells.append(f"{plain:.2f} {mark}{difference:+.2f}{mark} ({low:.2f} to {high:.2f})")
+            _, difference, low, high, _ = validation[data, loss]
+            of_validation.append(f"{difference:+.2f} ({low:+.2f} to {high:+.2f})")
+        assert f"| {name} | {' | '.join(cells)} |".replace("-0.", "−0.").replace("-1.", "−1.") in pages[0]
+        line = f"| {loss} | {' | '.join(of_validation)} |"
+        assert line.replace("-0.", "−0.") in pages[1], line
 
 
 def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
