@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 
 from pml_xbml.comparison.statistics import holm, paired_t_test
 from pml_xbml.trunks import PrototypePooling
-from tests.studies import fine_tuning
-from tests.studies.fine_tuning import Arm, Setting, build_loss
+from tests.studies import fine_tuning, fine_tuning_data, fine_tuning_train
+from tests.studies.fine_tuning_train import Arm, Setting, build_loss
 
 STUDY = Path(fine_tuning.__file__).parent
 
@@ -32,8 +32,8 @@ def photographs(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fine_tuning, "PHOTOGRAPHS", Setting(16, 2, 1, (1e-3, 1e-4)))
-    monkeypatch.setattr(fine_tuning, "NUM_COPIES", 2)
+    monkeypatch.setattr(fine_tuning_train, "PHOTOGRAPHS", Setting(16, 2, 1, (1e-3, 1e-4)))
+    monkeypatch.setattr(fine_tuning_data, "NUM_COPIES", 2)
     command = ["--data", f"noise={photographs}", "--loss", "contrastive", "triplet", "--out", str(tmp_path)]
     command += ["--jobs", "0"]
     fine_tuning.main([*command, "--tune", "--seeds", "1"])
@@ -104,7 +104,7 @@ def test_the_tables_of_the_pages_are_those_of_the_committed_runs():
 
 
 def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
-    monkeypatch.setattr(fine_tuning, "FROM_SCRATCH", Setting(16, 4, 1, ()))
+    monkeypatch.setattr(fine_tuning_train, "FROM_SCRATCH", Setting(16, 4, 1, ()))
     glyphs = fine_tuning.load_glyphs()
     few = {split: getattr(glyphs, split)[:32] for split in ("val", "test")}
     few |= {f"{split}_labels": getattr(glyphs, f"{split}_labels")[:32] for split in ("val", "test")}
@@ -117,10 +117,10 @@ def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
             value = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0}[evaluate.validations]
         else:
             value = float(torch.equal(network.embedder.weight, tested[3]))
-        return {fine_tuning.MAP_AT_R: value, fine_tuning.PRECISION_AT_1: value}
+        return {fine_tuning.MAP_AT_R: value, fine_tuning_train.PRECISION_AT_1: value}
 
     evaluate.validations = 0
-    monkeypatch.setattr(fine_tuning, "evaluate", evaluate)
+    monkeypatch.setattr(fine_tuning_train, "evaluate", evaluate)
     job = fine_tuning.Job("glyphs", "contrastive", Arm("xml"), 0, 1e-3)
     history = fine_tuning.train(dataclasses.replace(glyphs, **few), job, None)
     assert history["test"] == [1.0, 1.0]
@@ -143,7 +143,7 @@ def test_the_mean_of_the_fitted_half_makes_the_expression_scikit_learns():
     histograms = torch.rand(8, 3, generator=generator, dtype=torch.float64)
     embeddings = torch.nn.functional.normalize(torch.randn(8, 5, generator=generator, dtype=torch.float64))
     arm = Arm("expressed", 0.1, ridge=0.2, adds_mean=True)
-    expressed = fine_tuning.express(histograms, embeddings, arm)
+    expressed = fine_tuning_train.express(histograms, embeddings, arm)
     fitted = histograms[4:]
     alpha = 0.2 * (fitted - fitted.mean(0)).square().sum(1).mean()
     model = Ridge(alpha=float(alpha)).fit(fitted, embeddings[4:])
