@@ -316,13 +316,13 @@ def test_ctrl_c_keeps_what_was_recorded(image_folder, tmp_path, jobs):
     process = multiprocessing.get_context("fork").Process(target=run_in_a_session_of_its_own, args=(endless,))
     process.start()
     first_run = tmp_path / "runs" / "contrastive_plain_seed-0"
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 60
     while not list(first_run.glob("models/trunk_best*.pth")):
         assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    process.join(600)
+    process.join(60)
     assert process.exitcode == 130
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

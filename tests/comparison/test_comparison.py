@@ -109,7 +109,7 @@ def test_killed_and_started_again_it_gives_the_same_results(tiny_run, unbroken, 
     arguments = (tiny_run, ["contrastive"], [0.1, 0.5], 2, tmp_path, jobs)
     process = multiprocessing.get_context("fork").Process(target=compare, args=arguments)
     process.start()
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 60
     while not list((tmp_path / "runs").glob(moment)):
         assert process.is_alive()
         assert time.monotonic() < deadline

@@ -15,7 +15,7 @@ from pml_xbml.samplers import DisjointClassPairSampler
 from pml_xbml.trunks import PrototypePoolingTrunk
 
 IMAGES = torch.rand(8, 3, 32, 32)
-LABELS = [label for label in range(12) for _ in range(4)]
+LABELS = [label for label in range(16) for _ in range(4)]
 
 
 def run_code(config):
@@ -50,7 +50,7 @@ def test_the_lines_build_the_loss_of_the_run(loss, arm):
             pooling_options={"num_prototypes": 8},
         )
     made = run_code(config)
-    expected = table.build(12, 16)
+    expected = table.build(16, 16)
     if arm == "xml":
         assert isinstance(made["loss"], CrossBatchPrototypeLoss)
         options = {**config.loss_options, "collect_stats": False}
@@ -58,6 +58,7 @@ def test_the_lines_build_the_loss_of_the_run(loss, arm):
             dataclasses.replace(config, loss_options=options), expected, made["trunk"]
         )
         assert made["trunk"].prototypes.shape[0] == 8
+        assert settings_of(made["loss"].expressed_loss) == settings_of(expected.expressed_loss)
     if arm == "control":
         assert isinstance(made["loss"], ControlLoss)
         assert made["loss"].weight == 0.4

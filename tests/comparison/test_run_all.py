@@ -134,14 +134,14 @@ def test_a_worker_draws_its_bars_while_another_process_holds_the_lock_of_tqdm(mo
     worker = context.Process(target=draw)
     with shared:
         worker.start()
-        worker.join(timeout=600)
+        worker.join(timeout=60)
     is_stuck = worker.is_alive()
     worker.kill()
     assert not is_stuck
     assert worker.exitcode == 0
 
 
-def wait_until(condition, seconds=600):
+def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

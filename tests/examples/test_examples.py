@@ -47,7 +47,7 @@ def start(example, folder, *arguments, stdout=subprocess.PIPE):
 
 def run(example, folder, *arguments):
     process = start(example, folder, *arguments)
-    output, _ = process.communicate(timeout=1800)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 

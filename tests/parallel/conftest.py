@@ -21,7 +21,7 @@ def torchrun(tmp_path_factory):
             cwd=tmp_path_factory.mktemp("torchrun"),
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=300,
         )
 
     return run

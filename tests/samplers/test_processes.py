@@ -29,7 +29,7 @@ def results(tmp_path_factory):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=300,
     )
     assert completed.returncode == 0, completed.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
