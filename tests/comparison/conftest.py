@@ -60,7 +60,8 @@ def make_result():
     """Makes a result whose metrics all have one value."""
 
     def make(seed, test, weight=None, loss="contrastive", validation=0.5, best_epoch=1, **options):
-        run = RunConfig(loss=loss, cross_batch_weight=weight, seed=seed, **options)
+        settings = {"iterations": 800, "iterations_per_epoch": 100, **options}
+        run = RunConfig(loss=loss, cross_batch_weight=weight, seed=seed, **settings)
         return Result(
             run=run,
             best_epoch=best_epoch,

@@ -17,7 +17,7 @@ def results():
     generator = np.random.default_rng(0)
 
     def make(**settings):
-        run = RunConfig(**{"iterations": 300, **settings})
+        run = RunConfig(**{"iterations": 300, "iterations_per_epoch": 100, **settings})
         return Result(
             run=run,
             best_epoch=3,
