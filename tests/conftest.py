@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 # draws a bar would keep it; and a thread that holds a lock while a process is forked leaves it locked there.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
-# The machines are shared: one thread a process, and no deadline that a busy neighbour can break.
+# The machines are shared: one thread a process, and no deadline that a busy neighbor can break.
 torch.set_num_threads(1)
 settings.register_profile("shared-machine", deadline=None, derandomize=True)
 settings.load_profile("shared-machine")

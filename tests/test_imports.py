@@ -26,7 +26,7 @@ ROWS = (
     {"_pml", "_checks", "_evaluation"},
 )
 RANK = {folder: rank for rank, row in enumerate(ROWS) for folder in row}
-NEIGHBOURS = {("monitoring", "checkpoint")}
+NEIGHBORS = {("monitoring", "checkpoint")}
 KNOWN: set[tuple[str, str]] = set()
 # registration stands beside the rows: it puts the core's classes into PML when it is called.
 BESIDE = {"__init__", "registration"}
@@ -78,7 +78,7 @@ class TestOrder:
     def test_imports_run_one_way(self):
         wrong = {
             (importing, imported)
-            for importing, imported in edges() - NEIGHBOURS
+            for importing, imported in edges() - NEIGHBORS
             if imported not in RANK or RANK[imported] <= RANK[importing]
         }
         assert wrong == set()

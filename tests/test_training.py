@@ -19,10 +19,10 @@ LABELS = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
 
 
 def images():
-    """Noise around a colour a class."""
+    """Noise around a color a class."""
     generator = torch.Generator().manual_seed(5)
-    colours = torch.randn(NUM_CLASSES, 3, 1, 1, generator=generator)
-    return colours[LABELS] + 0.5 * torch.randn(len(LABELS), 3, 8, 8, generator=generator)
+    colors = torch.randn(NUM_CLASSES, 3, 1, 1, generator=generator)
+    return colors[LABELS] + 0.5 * torch.randn(len(LABELS), 3, 8, 8, generator=generator)
 
 
 def backbone():

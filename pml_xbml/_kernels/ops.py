@@ -23,7 +23,7 @@ from torch import Tensor
 # is 1 / bound: where a ReLU has silenced a feature map, that would end the training.
 SHORTEST_DIRECTED_NORM = 1e-12
 
-# Relative to the length of what is centred. Below it, rounding errors of float32 would be more than a
+# Relative to the length of what is centered. Below it, rounding errors of float32 would be more than a
 # thousandth of what is left.
 SMALLEST_DEVIATION = 1e-4
 

@@ -22,7 +22,7 @@ MIN_IMAGES_PER_CLASS = 12
 
 IMAGE_SIZE = 32
 EM_SIZE = 24
-# Drawn larger and averaged down, a glyph is centred to a quarter of a pixel, and hinting hardly shows.
+# Drawn larger and averaged down, a glyph is centered to a quarter of a pixel, and hinting hardly shows.
 SUPERSAMPLING = 4
 
 # In units of `_relative_differences`. In one font, Latin A and Cyrillic А are up to 0.020 apart, Latin T and
@@ -41,7 +41,7 @@ class Glyphs(_pml.BaseDataset):
     (Latin A stands for Greek Α and Cyrillic А too). Train and test have half of the classes each, with no
     character in common. The side of a character depends on its codepoint alone.
 
-    Images are 32 x 32 pixels, grayscale (PIL mode "L"), light on dark, at one scale, centred. For networks
+    Images are 32 x 32 pixels, grayscale (PIL mode "L"), light on dark, at one scale, centered. For networks
     that expect three channels, put ``torchvision.transforms.Grayscale(3)`` first in ``transform``.
 
     The images are drawn once a process, and shared by all objects of this class.
@@ -201,7 +201,7 @@ def _blank() -> UInt8Array:
 
 
 def _draw(character: str, font: ImageFont.FreeTypeFont) -> UInt8Array:
-    """The glyph, centred by its ink; blank if it has none, or more than the image can hold."""
+    """The glyph, centered by its ink; blank if it has none, or more than the image can hold."""
     window = IMAGE_SIZE * SUPERSAMPLING
     canvas = Image.new("L", (2 * window, 2 * window))
     ImageDraw.Draw(canvas).text((window, window), character, fill=255, font=font, anchor="mm")

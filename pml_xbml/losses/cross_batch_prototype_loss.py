@@ -65,7 +65,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     The halves are the batch's first and second half where those share no class, as
     :class:`~pml_xbml.samplers.DisjointClassPairSampler` makes them; otherwise see
     :func:`pml_xbml.functional.class_disjoint_halves`. With fewer than two classes the cross-batch term is a
-    zero that keeps the graph. Y enters the fit as the distance of ℓ_c sees it: L2-normalised.
+    zero that keeps the graph. Y enters the fit as the distance of ℓ_c sees it: L2-normalized.
 
     Source: Y. Z. Gurbuz and A. A. Alatan, "Generalizable Embeddings with Cross-batch Metric Learning", ICIP
     2023, arXiv:2307.07620.
@@ -303,7 +303,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
     def _fitted(self, embeddings: Tensor, histograms: Tensor) -> tuple[Tensor, Tensor]:
         """Z and Y as they enter the fit."""
-        # float16 has too few digits to be normalised in; float32 is enough, for ℓ_c too.
+        # float16 has too few digits to be normalized in; float32 is enough, for ℓ_c too.
         targets = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         if self._expressed_loss.normalizes_embeddings:
             targets = functional.l2_normalize(targets)

@@ -82,7 +82,7 @@ def draw_items(keys: Keys, sizes: Integers, draws: Integers, draw_size: int) -> 
     `draw_size` items are put in an order in which those that close the pass before come last, so that the
     draw across both passes does not meet them. Smaller populations leave too little choice for that. They
     keep one order, repeated, until a draw and a pass end together (after `draw_size / gcd(size, draw_size)`
-    passes): any `size` neighbours of a repeated order are distinct.
+    passes): any `size` neighbors of a repeated order are distinct.
 
     Args:
         keys: (K,) one key a population.

@@ -222,7 +222,7 @@ class PrototypePooling(torch.nn.Module):
             raise ValueError(self._wrong_shape(features))
         features = features.detach().to(self.prototypes)
         if not features.isfinite().all():
-            raise ValueError("features must be finite to initialise prototypes, got NaN or infinity")
+            raise ValueError("features must be finite to initialize prototypes, got NaN or infinity")
         directions = functional.l2_normalize(features)
         has_direction = directions.any(dim=1)
         features, directions = features[has_direction], directions[has_direction]

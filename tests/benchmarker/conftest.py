@@ -127,7 +127,7 @@ def _run_experiments(folder):
 
 @pytest.fixture(scope="session")
 def fake_datasets(tmp_path_factory):
-    """CUB, Cars196, SOP and In-shop in their real layouts, with few images, some of them without colours."""
+    """CUB, Cars196, SOP and In-shop in their real layouts, with few images, some of them without colors."""
     root = tmp_path_factory.mktemp("datasets")
     _fake_cub(root / "cub" / "CUB_200_2011")
     _fake_cars196(root / "cars196")

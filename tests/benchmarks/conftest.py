@@ -2,7 +2,7 @@
 
 pytest tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
-On the CPU what is timed is the process's own time, of one thread: a busy neighbour hardly shows in it.
+On the CPU what is timed is the process's own time, of one thread: a busy neighbor hardly shows in it.
 """
 
 import statistics

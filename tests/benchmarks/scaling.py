@@ -2,7 +2,7 @@
 
 python tests/benchmarks/scaling.py --plot scaling.png
 
-Each curve is divided by its first point. All sizes take turns in every round, so that a busy neighbour
+Each curve is divided by its first point. All sizes take turns in every round, so that a busy neighbor
 slows them alike; what is timed is the process's own time, of one thread.
 """
 
@@ -98,7 +98,7 @@ def plot(results, path):
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     for axes, (name, (times, operations)) in zip(figure.subplots(2, 3).flat, results.items(), strict=True):
-        axes.loglog(GROWTH, operations, "--", color="grey", label="operation counts")
+        axes.loglog(GROWTH, operations, "--", color="gray", label="operation counts")
         axes.loglog(GROWTH, times, "o-", label="measured")
         axes.set_title(name, fontsize=10)
         axes.set_xticks(GROWTH, [f"×{growth}" for growth in GROWTH])

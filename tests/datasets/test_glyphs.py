@@ -30,7 +30,7 @@ def squared_shares(images):
 
 
 def drawn_by_matplotlib(character, font):
-    """The character at 24 pixels per em, centred by its ink on 32 x 32 pixels."""
+    """The character at 24 pixels per em, centered by its ink on 32 x 32 pixels."""
     font.set_size(4 * 24, 72)
     font.set_text(character)
     font.draw_glyphs_to_bitmap(antialiased=True)
@@ -113,7 +113,7 @@ def test_no_image_is_blank_and_no_two_are_the_same(glyphs):
     assert len({image.tobytes() for image in glyphs.images}) == len(glyphs)
 
 
-def test_glyphs_are_centred_and_whole(glyphs):
+def test_glyphs_are_centered_and_whole(glyphs):
     for image in glyphs.images[::50]:
         left, top, right, bottom = Image.fromarray(image).getbbox()
         assert abs(left - (32 - right)) <= 1

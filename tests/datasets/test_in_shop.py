@@ -35,7 +35,7 @@ def build(partition_file, image_folder, text=None):
     for i, (name, _, _) in enumerate(ROWS):
         path = image_folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One without colours, which InShop has to turn into RGB.
+        # One without colors, which InShop has to turn into RGB.
         Image.new("L" if i == 0 else "RGB", (8, 12), "gray").save(path)
 
 

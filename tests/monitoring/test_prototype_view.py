@@ -75,7 +75,7 @@ def test_leaves_the_trunk_as_it_was():
     assert torch.equal(random_state, torch.get_rng_state())
 
 
-def test_shows_normalised_and_gray_images():
+def test_shows_normalized_and_gray_images():
     trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), PrototypePooling(3, 2))
     images = torch.randn(2, 1, 8, 8)
     shown = view_prototypes(trunk, EMBEDDER, images, LABELS).images

@@ -39,7 +39,7 @@ def test_all_orders_are_equally_likely(size):
     assert chisquare([counts[order] for order in itertools.permutations(range(size))]).pvalue > 1e-3
 
 
-def test_all_pairs_of_neighbours_are_equally_likely_in_a_large_order():
+def test_all_pairs_of_neighbors_are_equally_likely_in_a_large_order():
     size, repeats = 101, 100_000
     items = shuffled_items(
         np.repeat(keys(4, repeats), 2), np.full(2 * repeats, size), np.tile([0, 1], repeats)

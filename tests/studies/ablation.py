@@ -77,9 +77,9 @@ def _weights(name: str, **loss: Any) -> Iterator[Variant]:
     return (Variant(name, f"{weight:g}", weight, loss) for weight in (0.05, 0.1, 0.3, 0.5, 0.9))
 
 
-def _centred(question: str, answer: str, weights: Sequence[float], **loss: Any) -> Iterator[Variant]:
-    options = {"histograms": "centred", **loss}
-    return (Variant(f"centred, λ = {weight}{question}", answer, weight, options) for weight in weights)
+def _centered(question: str, answer: str, weights: Sequence[float], **loss: Any) -> Iterator[Variant]:
+    options = {"histograms": "centered", **loss}
+    return (Variant(f"centered, λ = {weight}{question}", answer, weight, options) for weight in weights)
 
 
 PLAIN_VARIANT = Variant("plain", "training", None)
@@ -94,7 +94,7 @@ VARIANTS: Sequence[Variant] = (
     *(Variant("temperature τ =", f"{tau:g}", pooling={"temperature": tau}) for tau in (0.03, 0.3, 1)),
     *(Variant("prototypes m =", f"{m}", pooling={"num_prototypes": m}) for m in (8, 16, 32, 128)),
     Variant("prototypes start", "at random", run={"prototype_images": 0}),
-    *(Variant("histograms", name, loss={"histograms": name}) for name in ("plain", "centred")),
+    *(Variant("histograms", name, loss={"histograms": name}) for name in ("plain", "centered")),
     Variant("prior", "running", loss={"prior": "running"}),
     Variant("Ŷ compared with", "Y", loss={"compared": "embeddings"}),
     Variant("gradient through the fit", "stopped", loss={"fit_gradient": False}),
@@ -105,19 +105,19 @@ VARIANTS: Sequence[Variant] = (
     Variant("λ = 0.3,", "balanced by gradients", loss={"schedule": "balanced"}),
     PLAIN_BATCH_OF_128,
     Variant("halves of", "64 samples", run=BATCH_OF_128),
-    *_weights("centred, (1 − λ)ℓ(Y) + λℓ(Ŷ), λ =", histograms="centred"),
-    *_weights("centred, ℓ(Y) + λℓ(Ŷ), λ =", histograms="centred", total="additive"),
+    *_weights("centered, (1 − λ)ℓ(Y) + λℓ(Ŷ), λ =", histograms="centered"),
+    *_weights("centered, ℓ(Y) + λℓ(Ŷ), λ =", histograms="centered", total="additive"),
     *(
-        Variant("centred, ridge ε =", f"{ridge:g}", loss={"histograms": "centred", "ridge": ridge})
+        Variant("centered, ridge ε =", f"{ridge:g}", loss={"histograms": "centered", "ridge": ridge})
         for ridge in (0.005, 0.5, 5)
     ),
     *(
         Variant(f"λ = {weight}, ℓ's proxies", "not trained by ℓ(Ŷ)", weight, loss={"proxies": "kept"})
         for weight in (0.1, 0.3)
     ),
-    *_centred(", on Ŷ", "contrastive loss", (0.1, 0.3, 0.5), expressed_by="contrastive"),
-    *_centred(", on Ŷ", "all tuples, mined or not", (0.1, 0.3), shares_tuples=False),
-    *_centred(",", "balanced by gradients", (0.1, 0.3), schedule="balanced"),
+    *_centered(", on Ŷ", "contrastive loss", (0.1, 0.3, 0.5), expressed_by="contrastive"),
+    *_centered(", on Ŷ", "all tuples, mined or not", (0.1, 0.3), shares_tuples=False),
+    *_centered(",", "balanced by gradients", (0.1, 0.3), schedule="balanced"),
 )
 
 

@@ -14,7 +14,7 @@ from pml_xbml.trunks import PrototypePoolingTrunk
 class AblationLoss(torch.nn.Module):
     """The formulations of the cross-batch term that were tried beside the one that was kept.
 
-    For batches cut in the middle and losses on normalised embeddings alone. With every option at its first
+    For batches cut in the middle and losses on normalized embeddings alone. With every option at its first
     choice it gives what ``CrossBatchPrototypeLoss`` gave in version 0.1, the method as the paper's public
     text has it: Ŷ_1 = Z_1 A_2 without an intercept, and ℓ itself on Ŷ.
 
@@ -26,7 +26,7 @@ class AblationLoss(torch.nn.Module):
         embedding_size: D, likewise.
         ridge: ε.
         total: (1 − λ)ℓ(Y) + λℓ(Ŷ), or ℓ(Y) + λℓ(Ŷ).
-        histograms: L2-normalised, as they are, or centred on the batch's mean and then normalised.
+        histograms: L2-normalized, as they are, or centered on the batch's mean and then normalized.
         prior: zero, or the mean of the last batch's two fits.
         compared: Ŷ with Ŷ, or Ŷ as queries with Y as references.
         fit_gradient: whether the gradient flows through the fitted half.
@@ -50,7 +50,7 @@ class AblationLoss(torch.nn.Module):
         iterations: int,
         ridge: float = 0.05,
         total: Literal["convex", "additive"] = "convex",
-        histograms: Literal["normalized", "plain", "centred"] = "normalized",
+        histograms: Literal["normalized", "plain", "centered"] = "normalized",
         prior: Literal["zero", "running"] = "zero",
         compared: Literal["expressed", "embeddings"] = "expressed",
         fit_gradient: bool = True,
@@ -107,7 +107,7 @@ class AblationLoss(torch.nn.Module):
 
     def _cross_batch_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Tensor:
         histograms = self._pooling[0].histograms_of(embeddings).double()
-        if self.histograms == "centred":
+        if self.histograms == "centered":
             histograms = histograms - histograms.mean(0)
         if self.histograms != "plain":
             histograms = functional.l2_normalize(histograms)

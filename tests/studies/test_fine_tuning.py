@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,17 @@ def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys
 
 
 def differences_of(seeds, is_test):
-    """Of the committed runs, by data set and loss: plain's mean, and XML's difference with its interval."""
+    """Of the committed runs: tests of XML against plain training, and against the control, by data and loss."""
     rows = [row for row in fine_tuning.read(STUDY / "fine_tuning_results.jsonl") if row[0].seed in seeds]
     found = {}
     for (data, loss, _), arms in fine_tuning.accuracies_of(rows, is_test).items():
-        plain, xml = arms[fine_tuning.PLAIN], arms[fine_tuning.XML]
-        assert set(plain) == set(xml) == set(seeds)
-        test = paired_t_test([plain[seed] for seed in seeds], [xml[seed] for seed in seeds])
-        found[data, loss] = (test.baseline, test.difference, test.low, test.high, test.p_value)
+        xml = arms[fine_tuning.XML]
+        others = [arms[arm] for arm in (fine_tuning.PLAIN, fine_tuning.CONTROL) if arm in arms]
+        assert all(set(other) == set(xml) == set(seeds) for other in others)
+        assert len(others) == (1 if loss == "contrastive" else 2)
+        found[data, loss] = [
+            paired_t_test([other[seed] for seed in seeds], [xml[seed] for seed in seeds]) for other in others
+        ]
     return found
 
 
@@ -81,26 +85,38 @@ LOSS_NAMES = {
 }
 
 
+def interval_of(test, mark=""):
+    text = f"{mark}{test.difference:+.2f}{mark} ({test.low:+.2f} to {test.high:+.2f})"
+    return re.sub(r"-(?=\d)", "−", text)
+
+
 def test_the_tables_of_the_pages_are_those_of_the_committed_runs():
-    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 9)
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 10)
     test, validation = differences_of(seeds, True), differences_of(seeds, False)
     pages = [(STUDY.parents[1] / "README.md").read_text("utf-8"), (STUDY / "README.md").read_text("utf-8")]
     names = ("flowers", "grocery", "glyphs")
-    significant = {
-        data: dict(zip(LOSS_NAMES, holm([test[data, loss][-1] for loss in LOSS_NAMES]), strict=True))
-        for data in names
-    }
+    with_control = [loss for loss in LOSS_NAMES if loss != "contrastive"]
+
+    def mark_of(data, loss, against):
+        losses_compared = with_control if against == 1 else list(LOSS_NAMES)
+        p_values = holm([test[data, name][against].p_value for name in losses_compared])
+        return "**" if p_values[losses_compared.index(loss)] < 0.05 else ""
+
     for loss, name in LOSS_NAMES.items():
-        cells, of_validation = [], []
+        cells = []
         for data in names:
-            plain, difference, low, high, _ = test[data, loss]
-            mark = "**" if significant[data][loss] < 0.05 else ""
-            cells.append(f"{plain:.2f} {mark}{difference:+.2f}{mark} ({low:.2f} to {high:.2f})")
-            _, difference, low, high, _ = validation[data, loss]
-            of_validation.append(f"{difference:+.2f} ({low:+.2f} to {high:+.2f})")
-        assert f"| {name} | {' | '.join(cells)} |".replace("-0.", "−0.").replace("-1.", "−1.") in pages[0]
-        line = f"| {loss} | {' | '.join(of_validation)} |"
-        assert line.replace("-0.", "−0.") in pages[1], line
+            against_plain = test[data, loss][0]
+            cells.append(f"{against_plain.baseline:.2f} {interval_of(against_plain, mark_of(data, loss, 0))}")
+        assert f"| {name} | {' | '.join(cells)} |" in pages[0]
+        if loss != "contrastive":
+            cells = [interval_of(test[data, loss][1]) for data in names]
+            assert f"| {loss} | {' | '.join(cells)} |" in pages[1]
+            marked = [interval_of(test[data, loss][1], mark_of(data, loss, 1)) for data in names]
+            cells = [cell.partition(" ")[0] for cell in marked]
+            assert f"| {name} | {' | '.join(cells)} |" in pages[0]
+        for number, against in enumerate(("plain", "control")[: len(validation["flowers", loss])]):
+            cells = [interval_of(validation[data, loss][number]) for data in names]
+            assert f"| {loss} | {against} | {' | '.join(cells)} |" in pages[1]
 
 
 def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):

@@ -112,7 +112,7 @@ class TestHistograms:
         assert pooling.histograms is not None
 
 
-class TestInitialisation:
+class TestInitialization:
     def test_shifts_no_seed(self):
         state = torch.get_rng_state()
         PrototypePooling(8, 5)
