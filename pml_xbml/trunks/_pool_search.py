@@ -68,7 +68,7 @@ def find_global_pool(network: nn.Module, pool: str | None = None) -> PoolLocatio
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     with evaluation(network), torch.random.fork_rng([parameter.device] if parameter.is_cuda else []):
         try:
-            location = _search(network, pool, seen)
+            location = _search(network, pool, seen, _in_channels(network))
         except NotFoundError as error:
             raise ValueError(
                 f"cannot tell where the trunk ({type(network).__name__}) averages its local features: "
@@ -82,12 +82,12 @@ def find_global_pool(network: nn.Module, pool: str | None = None) -> PoolLocatio
     return location
 
 
-def _search(network: nn.Module, pool: str | None, seen: _Seen) -> PoolLocation:
+def _search(network: nn.Module, pool: str | None, seen: _Seen, in_channels: int) -> PoolLocation:
     places: list[Place] = []
     has_moved = False
-    images = last_images = _noise(network, 1, 1)
+    images = last_images = _noise(network, in_channels, 1, 1)
     for size in sorted({*_IMAGE_SIZES, *_own_sizes(network)}):
-        images = _noise(network, size, size)
+        images = _noise(network, in_channels, size, size)
         run = _plain_run(network, images, seen)
         if run is None:
             continue
@@ -105,12 +105,15 @@ def _search(network: nn.Module, pool: str | None, seen: _Seen) -> PoolLocation:
     else:
         if has_moved:
             raise NotFoundError("where it averages, or over how many channels, depends on the images' size")
+    if not seen.num_runs and in_channels != 3:
+        # Its first layer may rearrange the pixels of images in color, as TResNet's does.
+        return _search(network, pool, seen, in_channels=3)
     if not any(place.is_complete for place in places):
         raise NotFoundError(_reason(seen))
     location = places[0].location
     side = last_images.shape[-1]
     for height, width in [(side, 2 * side), *((size, size) for size in _own_sizes(network) if size > side)]:
-        images = _noise(network, height, width)
+        images = _noise(network, in_channels, height, width)
         run = _plain_run(network, images, seen)
         place = None if run is None else find_place(network, run, images, pool)
         if run is not None and (place is None or place.location != location):
@@ -166,10 +169,14 @@ def _own_sizes(network: nn.Module) -> list[int]:
     return sorted({size for size in sizes if isinstance(size, int) and 8 <= size <= 1024})
 
 
-def _noise(network: nn.Module, height: int, width: int) -> Tensor:
-    """Two images; in color or gray, if a convolution takes that, else what the first convolution takes."""
+def _in_channels(network: nn.Module) -> int:
+    """Of images in color or gray, if a convolution takes that, else what the first convolution takes."""
     channels = [module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
-    in_channels = next((number for number in (3, 1, *channels) if number in channels), 3)
+    return next((number for number in (3, 1, *channels) if number in channels), 3)
+
+
+def _noise(network: nn.Module, in_channels: int, height: int, width: int) -> Tensor:
+    """Two images."""
     noise = torch.randn(2, in_channels, height, width, generator=torch.Generator().manual_seed(0))
     return noise.to(_a_parameter(network))
 

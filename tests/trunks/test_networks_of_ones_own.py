@@ -67,6 +67,17 @@ def test_networks_of_ones_own_are_measured(build, features, num_features):
     assert torch.equal(trunk.unwrap()(images), trunk(images))
 
 
+def test_a_first_layer_may_rearrange_the_pixels():
+    """TResNet does; no convolution takes the three channels of its images."""
+    body = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 12, 3, padding=1)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = body(images).mean((2, 3))
+    trunk = PrototypePoolingTrunk(
+        nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+    )
+    torch.testing.assert_close(trunk.eval()(images), expected)
+
+
 def test_what_follows_the_average_is_dropped_by_order_of_running():
     trunk = PrototypePoolingTrunk(Headed(), NUM_PROTOTYPES)
     assert isinstance(trunk.trunk.average, PrototypePooling)

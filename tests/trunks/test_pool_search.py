@@ -8,7 +8,7 @@ from torch import nn
 
 from pml_xbml.trunks._known_pools import num_prefix_tokens, timm_features
 from pml_xbml.trunks._pool_place import _are_channels_last, _are_positions, _is_in, outermost
-from pml_xbml.trunks._pool_search import _is_several_positions, _noise, _own_sizes
+from pml_xbml.trunks._pool_search import _in_channels, _is_several_positions, _noise, _own_sizes
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_networks_say_their_sizes_in_many_ways():
 )
 def test_noise_has_the_channels_that_a_convolution_takes(in_channels, expected):
     network = nn.Sequential(*(nn.Conv2d(number, 2, 1) for number in in_channels)).double()
-    noise = _noise(network, 8, 12)
+    noise = _noise(network, _in_channels(network), 8, 12)
     assert noise.shape == (2, expected, 8, 12)
     assert noise.dtype == (torch.float64 if in_channels else torch.float32)
-    assert torch.equal(noise, _noise(network, 8, 12))
+    assert torch.equal(noise, _noise(network, expected, 8, 12))
 
 
 @pytest.mark.parametrize(
