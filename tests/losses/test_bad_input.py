@@ -76,6 +76,7 @@ class TestBadInput:
             ({"embeddings": torch.ones(16, 6).long()}, TypeError, "floating point.*int64"),
             ({"histograms": torch.rand(15, 5)}, ValueError, "each of the 16 embeddings, got 15 rows"),
             ({"histograms": torch.rand(8, 5)}, ValueError, "each of the 16 embeddings, got 8 rows"),
+            ({"histograms": torch.rand(17, 5)}, ValueError, "each of the 16 embeddings, got 17 rows"),
             ({"histograms": torch.rand(16)}, ValueError, r"\(batch_size, num_prototypes\)"),
             ({"histograms": torch.rand(16, 0)}, ValueError, r"\(batch_size, num_prototypes\)"),
             (

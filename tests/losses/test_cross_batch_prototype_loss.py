@@ -147,6 +147,23 @@ class TestFormula:
             CrossBatchPrototypeLoss(cross_batch_weight=1)(embeddings, labels), expected
         )
 
+    def test_histograms_of_the_other_processes_follow_ones_own(self, monkeypatch):
+        embeddings, histograms = batch()
+        monkeypatch.setattr(pml_distributed, "is_distributed", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        monkeypatch.setattr(pml_distributed, "all_gather", lambda _: histograms[4:].detach())
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
+        labels = torch.arange(16) // 2
+        expected = cross_batch_term(embeddings, histograms, torch.arange(16) % 4 < 2, labels)
+        torch.testing.assert_close(loss(embeddings, labels, histograms=histograms[:4]), expected)
+
+    def test_an_odd_number_of_samples_is_not_cut_through_a_class(self):
+        embeddings, histograms = batch()
+        embeddings, histograms, labels = embeddings[:9], histograms[:9], torch.arange(9) // 5
+        expected = cross_batch_term(embeddings, histograms, labels == 0, labels)
+        loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
+        torch.testing.assert_close(loss(embeddings, labels, histograms=histograms), expected)
+
     def test_histograms_that_do_not_fit_the_processes_are_refused(self, monkeypatch):
         monkeypatch.setattr(pml_distributed, "is_distributed", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
@@ -398,6 +415,14 @@ class TestDealtClasses:
 
     def test_not_for_one_class(self, caplog):
         assert not self.messages(caplog, torch.zeros(4))
+
+    def test_not_for_the_blocks_of_several_processes(self, caplog, monkeypatch):
+        monkeypatch.setattr(pml_distributed, "is_distributed", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        monkeypatch.setattr(pml_distributed, "all_gather", torch.clone)
+        loss = CrossBatchPrototypeLoss()
+        loss(torch.randn(4, 6), torch.tensor([0, 1, 0, 1]), histograms=torch.rand(2, 5))
+        assert not caplog.records
 
     def test_not_at_weight_zero(self, caplog):
         assert not self.messages(caplog, torch.tensor([0, 1, 0, 1]), cross_batch_weight=0)

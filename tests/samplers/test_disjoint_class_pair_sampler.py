@@ -176,6 +176,20 @@ def test_resuming_continues_as_if_unbroken(config, data):
     assert len(continued) > consumed
 
 
+def test_a_restored_position_counts_from_the_interruption_on():
+    sampler = sampler_of()
+    sampler.load_state_dict(sampler.state_dict(3))
+    assert sampler.state_dict(4)["batch"] == 7
+    with pytest.raises(ValueError, match=r"batches_consumed must be at most 5, .* got 6"):
+        sampler.state_dict(6)
+
+
+def test_a_state_from_between_the_last_batch_and_the_end_has_nothing_left_of_its_epoch():
+    sampler = sampler_of()
+    sampler.load_state_dict(sampler.state_dict(0) | {"batch": 8})
+    assert epochs_of(sampler, 2) == epochs_of(sampler_of(), 2)[96:]
+
+
 def test_a_state_is_small_and_loads_without_pickled_code():
     small, large = sampler_of(), sampler_of(np.arange(200_000) // 4, length_before_new_iter=10**6)
     files = []
@@ -446,17 +460,18 @@ def test_deepcopy_and_pickle_go_on_where_they_were_made():
     assert [list(each) for each in copies] == [second_epoch] * 2
 
 
-def test_default_replica_is_that_of_the_process_group():
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=3)
+@pytest.mark.parametrize(("rank", "world_size"), [(1, 2), (2, 3)])
+def test_default_replica_is_that_of_the_process_group(rank, world_size):
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         sampler = sampler_of()
-        assert (sampler.num_replicas, sampler.rank) == (3, 2)
+        assert (sampler.num_replicas, sampler.rank) == (world_size, rank)
         assert (sampler_of(num_replicas=1, rank=0).num_replicas, sampler_of(rank=1).rank) == (1, 1)
-        with pytest.raises(ValueError, match="seed must be an integer, the same for all 3"):
+        with pytest.raises(ValueError, match=f"seed must be an integer, the same for all {world_size}"):
             sampler_of(seed=None)
     finally:
         torch.distributed.destroy_process_group()
-    assert list(sampler) == list(sampler_of(num_replicas=3, rank=2))
+    assert list(sampler) == list(sampler_of(num_replicas=world_size, rank=rank))
 
 
 def test_trains_with_the_trainer_of_pml():
@@ -507,6 +522,11 @@ def test_trains_with_the_trainer_of_pml():
             {"length_before_new_iter": 11},
             ValueError,
             "length_before_new_iter must be at least batch_size = 12",
+        ),
+        (
+            {"length_before_new_iter": 1},
+            ValueError,
+            "length_before_new_iter must be at least batch_size = 12, got 1",
         ),
         (
             {"length_before_new_iter": 1e5},

@@ -10,6 +10,7 @@ With ``--table`` the rows are appended to a file, and networks that have a row t
 
 The reference does not know how the package finds a pool: it is what the head gets, if that is the
 average itself, or else the mean of ``forward_features`` if the head's output depends on this mean alone.
+Where a class token or attention pools, it is the mean of the patch tokens.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def references(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
             dims = (1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else (2, 3)
             local, prefix = features, 0
         mean = local.mean(dims, keepdim=True)
-        if prefix:
+        if prefix or getattr(network, "attn_pool", None) is not None:
             found["patch tokens' mean"] = mean.flatten(1)
         elif _same(network.forward_head(mean.expand_as(local).contiguous()), network.forward_head(features)):
             found["features' mean"] = mean.flatten(1)

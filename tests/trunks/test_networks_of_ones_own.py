@@ -143,6 +143,31 @@ def test_functional_dropout_that_runs_in_training_only_is_noticed():
         PrototypePoolingTrunk(Dropping())
 
 
+def test_a_norm_between_known_features_and_their_average_is_noticed():
+    """Before it is trained it changes nothing."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(*convolutions())
+            self.norm, self.fc = nn.BatchNorm2d(12), nn.Linear(12, 4)
+
+        def forward(self, images):
+            return self.fc(self.norm(self.features(images)).mean((2, 3)))
+
+    with pytest.raises(ValueError, match="no module gives the average of all positions"):
+        PrototypePoolingTrunk(Network())
+
+
+def test_the_first_error_of_a_network_that_takes_no_images_is_told():
+    class Network(nn.Conv2d):
+        def forward(self, images):
+            raise RuntimeError(f"no images of {images.shape[2]}")
+
+    with pytest.raises(ValueError, match=r"none of the sizes .* \(2, 3, 28, 28\): no images of 28\."):
+        PrototypePoolingTrunk(Network(3, 4, 1))
+
+
 class Sharing(Headed):
     """A network that runs the same module in front of its average and behind."""
 

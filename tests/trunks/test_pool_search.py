@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from pml_xbml.trunks._dropped_head import _num_classes
 from pml_xbml.trunks._known_pools import num_prefix_tokens, timm_features
-from pml_xbml.trunks._pool_place import _are_channels_last, _are_positions, _is_in, outermost
+from pml_xbml.trunks._pool_place import _are_channels_last, _are_positions, _is_in, find_place, outermost
 from pml_xbml.trunks._pool_search import _in_channels, _is_several_positions, _noise, _own_sizes
+from pml_xbml.trunks._watched_run import watched_run
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_tokens_are_positions_if_a_grid_over_the_images_has_as_many(shape, image
     ("shape", "are_several"),
     [
         ((2, 3, 1, 2), True), ((2, 3, 1, 1), False), ((2, 2, 5), True), ((2, 1, 5), False), ((2, 5), False),
-        ((2, 3, 4, 4, 4), False), ((), False),
+        ((2, 3, 4, 4, 4), False), ((), False), ((2, 3, 0, 4), False), ((2, 0, 5), False),
     ],
 )  # fmt: skip
 def test_outputs_with_several_positions(shape, are_several):
@@ -86,6 +88,17 @@ def test_noise_has_the_channels_that_a_convolution_takes(in_channels, expected):
     assert noise.shape == (2, expected, 8, 12)
     assert noise.dtype == (torch.float64 if in_channels else torch.float32)
     assert torch.equal(noise, _noise(network, expected, 8, 12))
+
+
+def test_the_number_of_positions_that_a_named_pool_averages():
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = torch.randn(2, 3, 4, 6)
+    run = watched_run(network, lambda: network(images))
+    assert find_place(network, run, images, pool="1").num_positions == 24
+
+
+def test_modules_may_have_names_of_any_letters():
+    assert _num_classes(nn.ModuleDict({"a-b": nn.Linear(2, 2)}), "a-b") is None
 
 
 @pytest.mark.parametrize(

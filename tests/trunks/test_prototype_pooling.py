@@ -165,6 +165,7 @@ class TestInitialization:
             (torch.randn(4, 8), r"num_prototypes = 5 local features other than zero, got 4"),
             (torch.ones(40, 8), "found 1 distinct directions among 40"),
             (torch.randn(40, 7), r"got a tensor of shape \(40, 7\)"),
+            (torch.randn(8), r"got a tensor of shape \(8,\)"),
         ],
     )
     def test_says_what_is_wrong_with_features(self, features, message):

@@ -318,6 +318,11 @@ def test_the_network_runs_on_few_images_at_a_time_and_leaves_no_histograms():
     assert trunk.histograms is None
 
 
+def test_images_may_be_of_several_sizes():
+    trunk = PrototypePoolingTrunk(nn.Sequential(*convolutions()), 8)
+    assert 0 < trunk.init_prototypes([torch.randn(4, 3, 16, 16), torch.randn(3, 3, 24, 32)]) < 2
+
+
 def test_images_come_as_a_tensor_a_list_or_from_a_loader():
     network = nn.Sequential(*convolutions())
     images = torch.randn(70, 3, 16, 16)

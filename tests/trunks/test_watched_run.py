@@ -26,6 +26,7 @@ MAPS, TOKENS = (2, 3, 4, 4), (2, 9, 5)
         (MAPS, lambda maps: F.avg_pool2d(maps, 2), []),
         (MAPS, lambda maps: F.adaptive_avg_pool2d(maps, 2), []),
         (MAPS, lambda maps: F.adaptive_max_pool2d(maps, (1, 2)), []),
+        (MAPS, lambda maps: F.adaptive_avg_pool2d(maps, (2, 1)), []),
         (MAPS, lambda maps: maps.mean(1), []),
         (MAPS, lambda maps: maps.mean((1, 2, 3)), []),
         (MAPS, lambda maps: maps.mean(), []),
