@@ -61,7 +61,7 @@ def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys
 
 
 def differences_of(seeds, is_test):
-    """Of the committed runs: tests of XML against plain training, and against the control, by data and loss."""
+    """Of the committed runs: tests of XML against plain training and the control, by data and loss."""
     rows = [row for row in fine_tuning.read(STUDY / "fine_tuning_results.jsonl") if row[0].seed in seeds]
     found = {}
     for (data, loss, _), arms in fine_tuning.accuracies_of(rows, is_test).items():
