@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except (ValueError, OSError) as error:
-        print(f"pml-xbml: error: {options.parser.name_options(str(error))}", file=sys.stderr)
+        # A message may repeat one of several lines, such as that of a network of the user's.
+        message = " ".join(options.parser.name_options(str(error)).split("\n"))
+        print(f"pml-xbml: error: {message}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         print(

@@ -87,7 +87,7 @@ class Comparison:
         has_control = any(paired.control for paired in self.paired_results)
         parts.append(footnotes(has_control, has_untouched=self.untouched is not None))
         if self.split == "validation":
-            parts.append(format_recommendations(self.paired_results))
+            parts.append(format_recommendations(self.paired_results, self.untouched))
         else:
             parts.append(format_verdicts(judge(self.paired_results, self.untouched)))
         winner = self.winner

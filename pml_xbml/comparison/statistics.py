@@ -104,6 +104,16 @@ def paired_t_test(baseline: Sequence[float], candidate: Sequence[float]) -> Pair
     )
 
 
+def format_p(p_value: float) -> str:
+    """A p-value with three digits; "<0.001" where these would all be zeros.
+
+    Example:
+        >>> format_p(0.0421), format_p(0.0004)
+        ('0.042', '<0.001')
+    """
+    return f"{p_value:.3f}" if not p_value < 0.001 else "<0.001"
+
+
 def _t_test(differences: np.ndarray) -> tuple[float, float, float]:
     if len(differences) == 1:
         return float("nan"), float("nan"), float("nan")

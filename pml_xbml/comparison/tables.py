@@ -10,7 +10,7 @@ from ..checkpoint.atomic_file import atomic_file
 from .paired_results import PairedResults
 from .result import METRICS, Result, Split
 from .run_config import Arm
-from .statistics import PairedDifference
+from .statistics import PairedDifference, format_p
 
 CLASSES: dict[Split, str] = {
     "test": "classes never seen in training",
@@ -62,7 +62,7 @@ def difference_cells(test: PairedDifference) -> list[str]:
     return [
         f"{test.difference:+.2f}",
         f"[{test.low:+.2f}, {test.high:+.2f}]" if several else "–",
-        f"{test.p_value:.3f}" if several else "–",
+        format_p(test.p_value) if several else "–",
         f"{test.num_better} of {test.num_seeds}",
     ]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .paired_results import PairedResults
-from .result import METRICS, PRIMARY_METRIC, Result
+from .result import METRICS, PRIMARY_METRIC, Result, Split
 from .run_config import Arm, RunConfig
-from .statistics import MIN_SEEDS, PairedDifference, Verdict, holm
+from .statistics import MIN_SEEDS, PairedDifference, Verdict, format_p, holm
+from .tables import CLASSES
 
 _METRIC = METRICS[PRIMARY_METRIC]
 
@@ -55,8 +56,7 @@ class LossVerdict:
     @property
     def beats_untouched(self) -> bool:
         """Whether plain training or XML is better, on average, than the network without training."""
-        trained = max(self.against_plain.baseline, self.against_plain.candidate)
-        return self.untouched is None or trained > self.untouched
+        return _beats(self.against_plain, self.untouched)
 
     @property
     def winner(self) -> Arm | None:
@@ -90,7 +90,7 @@ def judge(paired_results: Sequence[PairedResults], untouched: Result | None = No
     ]
     p_values = holm([test.p_value for test in against_plain])
     control_p_values = holm([float("nan") if test is None else test.p_value for test in against_control])
-    level = None if untouched is None else 100 * untouched.on("test")[PRIMARY_METRIC]
+    level = _level(untouched, "test")
     return [
         LossVerdict(*row, len(chosen), level)
         for row in zip(chosen, against_plain, against_control, p_values, control_p_values, strict=True)
@@ -128,33 +128,44 @@ def format_verdicts(verdicts: Sequence[LossVerdict]) -> str:
         verdicts: of all losses.
 
     Returns:
-        Sentences, those on losses that do worse than the untouched network first; and a table before them
-        if there are several losses.
+        Sentences on the losses with which neither arm beats the untouched network; a table if there are
+        several losses; and a sentence for each loss.
     """
-    beaten = [_below_untouched(verdict) for verdict in verdicts if not verdict.beats_untouched]
-    sentences = "\n".join([*beaten, *map(_sentence, verdicts)])
-    return sentences if len(verdicts) == 1 else f"{_summary(verdicts)}\n\n{sentences}"
+    beaten = [
+        _below_untouched(verdict.paired.loss, verdict.against_plain, verdict.untouched, "test")
+        for verdict in verdicts
+        if not verdict.beats_untouched
+    ]
+    sentences = "\n".join(map(_sentence, verdicts))
+    if len(verdicts) == 1:
+        return "\n".join([*beaten, sentences])
+    return "\n\n".join([*(["\n".join(beaten)] if beaten else []), _summary(verdicts), sentences])
 
 
-def format_recommendations(paired_results: Sequence[PairedResults]) -> str:
+def format_recommendations(paired_results: Sequence[PairedResults], untouched: Result | None = None) -> str:
     """What the validation classes say of each loss, which chose the epochs and maybe the weight: no verdict.
 
     Args:
         paired_results: those of one comparison.
+        untouched: the result of the pretrained network without training, if there is one.
 
     Returns:
-        A sentence for each loss.
+        A sentence for each loss, after those on the losses with which neither arm beats the untouched
+        network.
     """
-    sentences = []
+    beaten, sentences = [], []
+    level = _level(untouched, "validation")
     for paired in choose_weights(paired_results):
         test = paired.t_test(PRIMARY_METRIC, "validation")
+        if not _beats(test, level):
+            beaten.append(_below_untouched(paired.loss, test, level, "validation"))
         sentences.append(
             f"{paired.loss}: weight {paired.cross_batch_weight:g} has the best validation {_METRIC} of XML, "
             f"{test.difference:+.2f} points from plain. The validation classes have chosen the epochs, and "
             "the weight if there were several, so measure that weight with another --seed, without "
             "--validation-only."
         )
-    return "\n".join(sentences)
+    return "\n".join([*beaten, *sentences])
 
 
 def _mean_validation(results: Sequence[Result]) -> float:
@@ -165,12 +176,19 @@ def _validation_of_xml(paired: PairedResults) -> float:
     return _mean_validation(paired.xml)
 
 
-def _below_untouched(verdict: LossVerdict) -> str:
-    test = verdict.against_plain
+def _level(untouched: Result | None, split: Split) -> float | None:
+    return None if untouched is None else 100 * untouched.on(split)[PRIMARY_METRIC]
+
+
+def _beats(test: PairedDifference, untouched: float | None) -> bool:
+    return untouched is None or max(test.baseline, test.candidate) > untouched
+
+
+def _below_untouched(loss: str, test: PairedDifference, untouched: float | None, split: Split) -> str:
     return (
-        f"{verdict.paired.loss}: neither plain training ({_METRIC} {test.baseline:.2f}) nor XML "
-        f"({test.candidate:.2f}) beats the untouched network ({verdict.untouched:.2f}) on unseen classes; "
-        "use it as it is, or train with other settings."
+        f"{loss}: neither plain training ({_METRIC} {test.baseline:.2f}) nor XML ({test.candidate:.2f}) "
+        f"beats the untouched network ({untouched:.2f}) on {CLASSES[split]}; use it as it is, or train with "
+        "other settings."
     )
 
 
@@ -184,6 +202,9 @@ def _sentence(verdict: LossVerdict) -> str:
             f"least {MIN_SEEDS} seeds before you decide."
         )
     measured = f"{measured} ({_decisive(test, verdict.p_value, verdict.num_losses)})"
+    if verdict.verdict == "helps" and not verdict.beats_untouched:
+        measured = ". ".join(filter(None, [measured, _measured_over_control(verdict)]))
+        return f"{xml} helps: {measured}. It is still no better than the untouched network."
     if verdict.verdict == "helps":
         return f"{xml} helps: {measured}. {_over_control(verdict)}"
     if verdict.verdict == "hurts":
@@ -191,12 +212,18 @@ def _sentence(verdict: LossVerdict) -> str:
     return f"{xml} cannot be told from noise: {measured}. Leave it off."
 
 
-def _over_control(verdict: LossVerdict) -> str:
+def _measured_over_control(verdict: LossVerdict) -> str:
     test = verdict.against_control
     if test is None:
-        return "Turn it on."
+        return ""
     decisive = _decisive(test, verdict.control_p_value, verdict.num_losses)
-    over = f"Over the control it changes by {test.difference:+.2f} points ({decisive})"
+    return f"Over the control it changes by {test.difference:+.2f} points ({decisive})"
+
+
+def _over_control(verdict: LossVerdict) -> str:
+    over = _measured_over_control(verdict)
+    if not over:
+        return "Turn it on."
     if verdict.verdict_over_control == "helps":
         return f"{over}: the gain is that of the cross-batch fit. Turn it on."
     if verdict.verdict_over_control == "hurts":
@@ -212,7 +239,8 @@ def _decisive(test: PairedDifference, p_value: float, num_losses: int) -> str:
     if num_losses == 1:
         figure = f"95% interval {test.low:+.2f} to {test.high:+.2f}"
     else:
-        figure = f"p = {p_value:.3f}, corrected for {num_losses} losses"
+        p = format_p(p_value)
+        figure = f"p {p if p.startswith('<') else f'= {p}'}, corrected for {num_losses} losses"
     return f"{figure}, {test.num_seeds} seeds"
 
 
@@ -224,7 +252,7 @@ def _summary(verdicts: Sequence[LossVerdict]) -> str:
     ]
     for verdict in verdicts:
         paired, test = verdict.paired, verdict.against_plain
-        p_values = [f"{p:.3f}" if test.num_seeds > 1 else "–" for p in (test.p_value, verdict.p_value)]
+        p_values = [format_p(p) if test.num_seeds > 1 else "–" for p in (test.p_value, verdict.p_value)]
         lines.append(
             f"{paired.loss:<20}{paired.cross_batch_weight:>8g}{test.baseline:>8.2f}{test.candidate:>8.2f}"
             f"{test.difference:>+12.2f}{p_values[0]:>8}{p_values[1]:>10}{verdict.verdict:>10}"

@@ -1,4 +1,5 @@
 import builtins
+import logging
 
 import pytest
 import timm
@@ -35,7 +36,7 @@ def test_names(name, kind):
 def test_weights_from_a_file(tmp_path):
     saved = build_network("small")
     torch.save(saved.state_dict(), tmp_path / "small.pth")
-    loaded = build_network("small", weights=str(tmp_path / "small.pth"))
+    loaded = build_network("small", pretrained=str(tmp_path / "small.pth"))
     assert all(
         torch.equal(saved.state_dict()[name], loaded.state_dict()[name]) for name in saved.state_dict()
     )
@@ -47,11 +48,25 @@ def test_weights_from_a_file(tmp_path):
         (
             "no_such_network",
             None,
-            "trunk must be 'small' or the name of a torchvision or timm model, got 'no_such",
+            "trunk must be 'small', the name of a torchvision or timm model, or a function .*, got 'no_such",
         ),
-        ("small", "DEFAULT", "'small' has no pretrained weights, got 'DEFAULT'"),
-        ("resnet18", "NONSENSE", r"weights must be a file, 'DEFAULT' or one of \['IMAGENET1K_V1'\]"),
-        ("test_resnet.r160_in1k", "IMAGENET1K_V1", "weights must be a file or 'DEFAULT' for the timm model"),
+        (
+            "small",
+            "DEFAULT",
+            "pretrained must be a file .* for the trunk 'small', got 'DEFAULT', which is no file",
+        ),
+        (
+            "torchvision.models:resnet18",
+            "x.pth",
+            "pretrained must be a file .* got 'x.pth', which is no file",
+        ),
+        ("resnet18", "NONSENSE", r"pretrained must be a file, 'DEFAULT' or one of \['IMAGENET1K_V1'\]"),
+        (
+            "test_resnet.r160_in1k",
+            "IMAGENET1K_V1",
+            "pretrained must be a file or 'DEFAULT' for the timm model",
+        ),
+        ("resnet18.foo", "DEFAULT", "of which timm has no pretrained weights, got 'DEFAULT'"),
     ],
 )
 def test_what_cannot_be_built(name, weights, message):
@@ -95,6 +110,21 @@ def vectors():
 
 def none():
     return None
+
+
+def raises():
+    raise KeyError("oops")
+
+
+def leaves():
+    raise SystemExit("bye")
+
+
+def wants(channels):
+    return maps()
+
+
+number = 3
 """
 
 
@@ -117,10 +147,44 @@ def test_a_network_of_ones_own_comes_from_a_module_too():
         ("no.such.module:f", "No module named 'no'"),
         ("torchvision.models:resnet1800", "no attribute 'resnet1800'"),
         ("no_file.py:f", "No such file"),
+        (":f", "Empty module name"),
         ("{file}:none", "returns a torch.nn.Module, got None"),
+        ("{file}:missing", "no attribute 'missing'"),
+        ("{file}:raises", "got '.*networks.py:raises', which raises KeyError: 'oops'"),
+        ("{file}:leaves", "which raises SystemExit: bye"),
+        ("{file}:wants", "called without arguments, got .*wants.* missing 1 required positional argument"),
+        ("{file}:number", "'int' object is not callable"),
+        ("{folder}/syntax.py:f", "got '.*syntax.py:f': SyntaxError: "),
+        ("{folder}/zero.py:f", "got '.*zero.py:f': ZeroDivisionError: "),
     ],
 )
 def test_what_is_no_network_is_refused(name, message, tmp_path):
-    (tmp_path / "networks.py").write_text(NETWORKS)
+    for file, text in (("networks.py", NETWORKS), ("syntax.py", "def f(:"), ("zero.py", "1 / 0")):
+        (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=f"trunk must name a function that .*{message}"):
-        build_network(name.format(file=tmp_path / "networks.py"))
+        build_network(name.format(file=tmp_path / "networks.py", folder=tmp_path))
+
+
+@pytest.mark.parametrize(("library", "name"), [(torchvision.models, "resnet18"), (timm, "test_resnet")])
+def test_a_download_that_fails(library, name, monkeypatch):
+    def without_network(*arguments, **kwargs):
+        logging.getLogger("huggingface_hub.utils._http").warning("retrying")
+        raise OSError("no network")
+
+    monkeypatch.setattr(
+        library, "get_model" if library is torchvision.models else "create_model", without_network
+    )
+    with pytest.raises(
+        ValueError, match=rf"pretrained must be .*, got 'DEFAULT' for {name}: no network; give a"
+    ):
+        build_network(name, "DEFAULT")
+
+
+def test_the_retries_of_a_download_are_no_lines_of_the_terminal(monkeypatch, caplog):
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **b: logging.getLogger("huggingface_hub.x").warning("w")
+    )
+    build_network("test_resnet", "DEFAULT")
+    assert not caplog.records
+    logging.getLogger("huggingface_hub.x").warning("afterwards they are")
+    assert len(caplog.records) == 1

@@ -42,6 +42,11 @@ def test_table_of_one_seed_claims_no_interval(make_results):
     assert format_table(paired).splitlines()[4].split()[-5:] == ["–", "–", "1", "of", "1"]
 
 
+def test_table_with_a_small_p(make_results):
+    [paired] = pair_results(make_results([0.1, 0.1001, 0.1002, 0.1001]))
+    assert format_table(paired).splitlines()[4].split()[-4:] == ["<0.001", "4", "of", "4"]
+
+
 def test_table_of_the_validation_classes(make_result):
     given = [make_result(0, None, validation=0.5), make_result(0, None, weight=0.1, validation=0.54)]
     [paired] = pair_results(given)

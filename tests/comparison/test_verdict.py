@@ -81,17 +81,91 @@ def test_of_several_losses_the_validation_classes_choose_the_winner(make_result,
     assert (run.loss, run.arm) == ("contrastive", "xml")
 
 
+UNBEATEN = (
+    "contrastive: neither plain training (MAP@R 50.00) nor XML (51.40) beats the untouched network (60.00) "
+    "on classes never seen in training; use it as it is, "
+)
+
+
 def test_an_untouched_network_that_is_not_beaten_comes_first(make_result, make_results):
     untouched = make_result(0, 0.6, iterations=0)
     given = make_results(BETTER)
     verdicts = judge(pair_results(given), untouched)
     first, second = format_verdicts(verdicts).splitlines()
-    assert first.startswith("contrastive: neither plain training (MAP@R 50.00) nor XML (51.40) beats the ")
-    assert "untouched network (60.00)" in first
+    assert first.startswith(UNBEATEN)
     assert second.startswith("contrastive: XML with weight 0.1 helps")
+    assert second.endswith("It is still no better than the untouched network.")
     assert winning_run(verdicts, untouched).arm == "untouched"
     worse = make_result(0, 0.505, iterations=0)
     assert "untouched" not in verdict_on(given, worse)
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        (BETTER[:1], "cannot be told from noise with 1 seed"),
+        (BETTER[:4], "cannot be told from noise with 4 seed"),
+        (WORSE, "hurts: .*Leave it off"),
+        (NOISE, "cannot be told from noise: .*Leave it off"),
+    ],
+)
+def test_an_untouched_network_that_is_not_beaten_comes_first_whatever_else_is_said(
+    make_result, make_results, differences, words
+):
+    first, second = verdict_on(make_results(differences), make_result(0, 0.6, iterations=0)).splitlines()
+    assert re.match("contrastive: neither plain training .* beats the untouched network", first)
+    assert re.search(words, second)
+
+
+def test_an_untouched_network_that_is_not_beaten_comes_before_the_table_of_several_losses(
+    make_result, make_results
+):
+    untouched = make_result(0, 0.6, iterations=0)
+    beaten = make_results(BETTER)
+    beating = [
+        make_result(seed, 0.61, loss="triplet", weight=weight) for seed in range(5) for weight in (None, 0.1)
+    ]
+    text = verdict_on(beating + beaten, untouched)
+    assert text.startswith(UNBEATEN)
+    assert text.count("neither") == 1
+
+
+def test_an_untouched_network_that_is_not_beaten_and_a_control(make_result, make_results):
+    given = make_results(BETTER)
+    given += [make_result(seed, 0.505, weight=0.1, control=True) for seed in range(5)]
+    first, second = verdict_on(given, make_result(0, 0.6, iterations=0)).splitlines()
+    assert first.startswith(UNBEATEN)
+    assert re.search(
+        r"Over the control it changes by \+0.90 points \(.*It is still no better than the unt", second
+    )
+    assert "Turn it on" not in second
+
+
+def test_the_untouched_network_is_compared_on_the_classes_that_are_reported(make_result, make_results):
+    """Better on the validation classes, worse on the test classes, and the other way round."""
+    given = make_results(BETTER, validation=0.5)
+    good_validation = make_result(0, 0.3, iterations=0, validation=0.9)
+    good_test = make_result(0, 0.9, iterations=0, validation=0.3)
+    assert "untouched" not in verdict_on(given, good_validation)
+    assert "untouched network (90.00)" in verdict_on(given, good_test)
+    assert "untouched" not in format_recommendations(pair_results(given), good_test)
+    text = format_recommendations(pair_results(given), good_validation)
+    assert text.startswith(
+        "contrastive: neither plain training (MAP@R 50.00) nor XML (50.00) beats the untouched network "
+        "(90.00) on the validation classes; "
+    )
+
+
+def test_a_small_p_is_no_zero(make_result):
+    given = []
+    for loss in ("contrastive", "triplet"):
+        given += [make_result(seed, 0.5, loss=loss) for seed in range(5)]
+        given += [make_result(seed, 0.6 + 1e-4 * seed, weight=0.1, loss=loss) for seed in range(5)]
+    text = verdict_on(given)
+    assert "(p <0.001, corrected for 2 losses, 5 seeds)" in text
+    [row] = [line for line in text.splitlines() if line.startswith("triplet  ")]
+    assert row.split()[-3:] == ["<0.001", "<0.001", "helps"]
+    assert "0.000" not in text
 
 
 @pytest.mark.parametrize(
