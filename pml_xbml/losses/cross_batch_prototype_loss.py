@@ -60,7 +60,8 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
     because they gained on validation classes, from scratch and where a pretrained network is fine-tuned
     (``tests/studies/README.md`` has the tables). With an intercept Ŷ holds deviations from the fitted half's
     mean, which all embeddings of a pretrained network share. And ℓ itself can be harmed by what it was not
-    made for: proxies live among actual embeddings, for one.
+    made for: proxies live among actual embeddings, for one. From scratch, with multi-similarity loss and
+    losses with class weights, ℓ_c on Y itself gained more than on Ŷ.
 
     The halves are the batch's first and second half where those share no class, as
     :class:`~pml_xbml.samplers.DisjointClassPairSampler` makes them; otherwise see
