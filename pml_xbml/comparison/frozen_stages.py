@@ -46,6 +46,8 @@ class FrozenStages:
         network: from images to features; a ``PrototypePoolingTrunk``, or what its ``unwrap`` gives.
         freeze: dotted name of the module in the network as its library builds it, or "auto".
         image_size: side of the images, for "auto" and for the trial.
+        cut: False leaves the network whole: it still takes images, and what would be below the cut has no
+            gradient and stays in evaluation mode, also in training.
 
     Attributes:
         name: the module that was cut at, also where "auto" chose it.
@@ -54,7 +56,7 @@ class FrozenStages:
         ValueError: if there is no such module, or the network cannot be cut there.
     """
 
-    def __init__(self, network: nn.Module, freeze: str, image_size: int = 64) -> None:
+    def __init__(self, network: nn.Module, freeze: str, image_size: int = 64, cut: bool = True) -> None:
         self.network = network
         self._device = next(network.parameters()).device
         generator = torch.Generator().manual_seed(0)
@@ -73,7 +75,12 @@ class FrozenStages:
                     f"freeze must name a module that the network can be cut behind, got {freeze!r}: "
                     f"{reason}; {self._suggestion()}"
                 )
-        self._cut()
+        self._freeze()
+        if cut:
+            self._cut()
+        else:
+            names = [name for name, module in network.named_modules() if module in self._skipped.forwards]
+            network.register_forward_pre_hook(functools.partial(_evaluate_modules, names))
 
     def compute(self, images: Tensor) -> Tensor:
         """The activations (B, …) of images (B, 3, H, W), in evaluation mode and without gradients."""
@@ -124,11 +131,13 @@ class FrozenStages:
             self.network.train(was_training)
         return None
 
-    def _cut(self) -> None:
+    def _freeze(self) -> None:
         for part in self._frozen:
             part.requires_grad_(False)
         for parameter in self._unreached:
             parameter.requires_grad_(False)
+
+    def _cut(self) -> None:
         for part, forward in self._skipped.forwards.items():
             part.forward = forward
         shape, skipped = self._images.shape, self._skipped
@@ -310,6 +319,12 @@ def freeze_norms(network: nn.Module) -> None:
             norm.training = False
 
     network.register_forward_pre_hook(evaluate_norms)
+
+
+def _evaluate_modules(names: list[str], network: nn.Module, _: Any) -> None:
+    """By name, so that a copy of the network evaluates its own modules."""
+    for name in names:
+        network.get_submodule(name).eval()
 
 
 def _in_single_precision(activations: Tensor) -> Tensor:
