@@ -5,23 +5,18 @@ from pathlib import Path
 
 from ..checkpoint.atomic_file import atomic_file
 from ..losses import CrossBatchPrototypeLoss
-from ..samplers import DisjointClassPairSampler
-from ..trunks import PrototypePoolingTrunk
-from .class_subset import ClassSubset
 from .data_summary import data_summary
 from .figures import plot_differences, plot_learning_curves
 from .image_folder import check_images, open_image_folders
-from .loss_table import LOSSES
-from .models import cross_batch_loss
-from .networks import build_network
 from .paired_results import PairedResults, pair_results
 from .python_code import python_code
 from .result import Result, Split
 from .run_all import run_all
 from .run_config import RunConfig, check_same_run
-from .splits import NAMED_DATASETS, Splits, load_splits
+from .splits import NAMED_DATASETS, load_splits
 from .tables import footnotes, format_table, write_csv
 from .train import RESULT_FILE
+from .trainable import check_trainable
 from .verdict import format_recommendations, format_verdicts, judge, winning_run
 
 #: λ of a comparison that names none.
@@ -185,7 +180,7 @@ def compare(
     splits = load_splits(
         settings.dataset, settings.root, settings.train_classes, settings.image_size, download
     )
-    _check_trainable([run for run in runs if run.seed == settings.seed], splits)
+    check_trainable([run for run in runs if run.seed == settings.seed], splits)
     unfinished = Comparison(Path(out), split=split)
     folders = [unfinished.runs_folder / run.name for run in runs]
     for run, folder in zip(runs, folders, strict=True):
@@ -205,25 +200,3 @@ def compare(
     with atomic_file(comparison.report_path) as file:
         file.write(f"{comparison}\n".encode())
     return comparison
-
-
-def _check_trainable(runs: Sequence[RunConfig], splits: Splits[ClassSubset]) -> None:
-    """Make once what the runs will train with: what raises here has cost no training.
-
-    Args:
-        runs: of one seed.
-        splits: their data.
-    """
-    settings = runs[0]
-    DisjointClassPairSampler(
-        splits.train.labels,
-        m=settings.samples_per_class,
-        batch_size=settings.batch_size,
-        length_before_new_iter=settings.batch_size,
-    )
-    network = build_network(settings.trunk, settings.pretrained)
-    trunk = PrototypePoolingTrunk(network, **runs[-1].pooling_options)
-    for run in runs:
-        loss = LOSSES[run.loss].build(len(splits.train.classes), run.embedding_size)
-        if run.arm == "xml":
-            cross_batch_loss(run, loss, trunk)

@@ -38,11 +38,14 @@ def python_code(run: RunConfig) -> str:
     imports += ["from pytorch_metric_learning import miners"] if table.build_miner else []
     imports += ["", f"from pml_xbml import {'losses, ' if run.arm == 'xml' else ''}samplers, trunks"]
     imports += ["from pml_xbml.comparison.control_loss import ControlLoss"] if run.arm == "control" else []
+    frozen_imports, frozen = _frozen(run)
+    imports += frozen_imports
     if run.arm == "xml":
         lines = [
             f"trunk = {wrapped}",
             f"trunk.init_prototypes(images)  # {run.prototype_images} of the training images",
             f"embedder = torch.nn.Linear(trunk.num_features, {run.embedding_size})",
+            *frozen,
             *_cross_batch_loss(run, loss),
         ]
     else:
@@ -50,6 +53,7 @@ def python_code(run: RunConfig) -> str:
             "wrapped = trunks.PrototypePoolingTrunk(network)",
             f"embedder = torch.nn.Linear(wrapped.num_features, {run.embedding_size})",
             "trunk = wrapped.unwrap()",
+            *frozen,
             f"loss = ControlLoss({loss}, {run.cross_batch_weight:g})"
             if run.arm == "control"
             else f"loss = {loss}",
@@ -84,6 +88,19 @@ def _network(run: RunConfig) -> tuple[list[str], list[str]]:
     if from_file:
         lines.append(f"network.load_state_dict(torch.load({pretrained!r}, weights_only=True))")
     return imports, lines
+
+
+def _frozen(run: RunConfig) -> tuple[list[str], list[str]]:
+    """The imports, and the lines that freeze of the trunk what the run froze."""
+    names, lines = [], []
+    if run.freeze is not None:
+        names.append("FrozenStages")
+        lines.append(f"FrozenStages(trunk, {run.freeze!r}, images.shape[-1], cut=False)")
+    if run.freezes_norms:
+        names.append("freeze_norms")
+        lines.append("freeze_norms(trunk)  # its normalization layers stay in evaluation mode")
+    imports = f"from pml_xbml.comparison.frozen_stages import {', '.join(names)}"
+    return [imports] if names else [], lines
 
 
 def _loss(name: str, embedding_size: int) -> str:
@@ -124,16 +141,11 @@ def _comments(run: RunConfig) -> list[str]:
     rates.append(f"{run.embedder_learning_rate:g} (embedder)")
     if LOSSES[run.loss].learning_rate is not None:
         rates.append(f"{LOSSES[run.loss].learning_rate:g} (loss)")
-    comments = [
+    return [
         f"# Adam's learning rates: {', '.join(rates)}.",
         f"# Schedule: {run.schedule}, at most {run.iterations} iterations, the best of each "
         f"{run.iterations_per_epoch} chosen by validation.",
     ]
-    if run.freeze is not None:
-        comments.append(f"# Frozen, in evaluation mode: the trunk up to {run.freeze!r}.")
-    if run.freezes_norms:
-        comments.append("# The trunk's normalization layers stay in evaluation mode.")
-    return comments
 
 
 class _Code(str):

@@ -64,19 +64,19 @@ def run_all(
     if len(set(folders)) < len(folders):
         raise ValueError(f"runs must differ in their names, got {[run.name for run in runs]}")
     calls = [(run, run_folder, split, make_loss) for run, run_folder in zip(runs, folders, strict=True)]
-    _prepare_frozen_stages(runs, Path(folder))
+    _prepare_frozen_stages(runs, Path(folder), split)
     num_batches = sum(run.iterations for run in runs)
     if jobs == 1:
         return _train_here(calls, num_batches)
     return _train_in_processes(calls, num_batches, min(jobs, len(calls)))
 
 
-def _prepare_frozen_stages(runs: Sequence[RunConfig], folder: Path) -> None:
+def _prepare_frozen_stages(runs: Sequence[RunConfig], folder: Path, split: Split) -> None:
     """Compute what the runs share before the first of them, and before other processes start."""
     frozen = {
         (run.freeze, run.trunk, run.pretrained or run.seed, run.copies, run.image_size, run.dataset): run
         for run in runs
-        if run.freeze is not None and not (folder / run.name / RESULT_FILE).exists()
+        if run.freeze is not None and not _is_measured(folder / run.name / RESULT_FILE, split)
     }
     cache_folder = folder / CACHE_FOLDER
     if frozen:
@@ -84,6 +84,10 @@ def _prepare_frozen_stages(runs: Sequence[RunConfig], folder: Path) -> None:
     for run in frozen.values():
         trunk, _ = build_models(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         use_frozen_stages(run, trunk, splits_of(run), cache_folder)
+
+
+def _is_measured(path: Path, split: Split) -> bool:
+    return path.exists() and (split == "validation" or Result.load(path).test is not None)
 
 
 _Call = tuple[RunConfig, Path, Split, MakeLoss]

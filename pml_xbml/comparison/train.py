@@ -79,17 +79,44 @@ def train(
     check_same_run(config, folder)
     if (folder / RESULT_FILE).exists():
         result = Result.load(folder / RESULT_FILE)
-        if result.test is not None or split == "validation":
-            on_iterations(config.iterations)
-            return result
+        if result.test is None and split == "test":
+            result = _measured_later(result, folder)
+        on_iterations(config.iterations)
+        return result
     folder.mkdir(parents=True, exist_ok=True)
     with LogFile(folder / LOG_FILE) as log, contextlib.redirect_stderr(log):
         result = _train(config, folder, split, make_loss, on_iterations)
     result.save(folder / RESULT_FILE)
-    if split == "test":
-        # Nothing is left to go on with, and the best models are kept.
-        (folder / MODEL_FOLDER / CHECKPOINT_FILE).unlink(missing_ok=True)
+    _remove_checkpoint(folder)
     return result
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """There is nothing to go on with; test classes that were left alone are measured with the best models."""
+    (folder / MODEL_FOLDER / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def _measured_later(result: Result, folder: Path) -> Result:
+    """The result of a finished run with the test classes, which it was told to leave alone."""
+    started = time.monotonic()
+    config = result.run
+    with LogFile(folder / LOG_FILE) as log, contextlib.redirect_stderr(log):
+        if config.arm == "untouched":
+            _, test = _evaluate_untouched(config, folder, "test")
+        else:
+            trunk, embedder = build_models(config, c_f.use_cuda_if_available())
+            splits = use_frozen_stages(config, trunk, splits_of(config), folder.parent / CACHE_FOLDER)
+            record_keeper, _, tester = _build_recorded_tester(config, folder)
+            try:
+                models = {"trunk": trunk, "embedder": embedder}
+                test = _evaluate(tester, splits, models, result.best_epoch, folder)
+                record_keeper.save_records()
+            finally:
+                record_keeper.tensorboard_writer.close()
+    measured = dataclasses.replace(result, test=test, seconds=result.seconds + time.monotonic() - started)
+    measured.save(folder / RESULT_FILE)
+    _remove_checkpoint(folder)
+    return measured
 
 
 @dataclass(frozen=True)
@@ -182,7 +209,9 @@ def _train(
         parts = _build(config, folder, make_loss, on_iterations)
         try:
             history, best_epoch = _fit(config, parts, folder, on_iterations)
-            test = _evaluate(parts, best_epoch, folder) if split == "test" else None
+            test = None
+            if split == "test":
+                test = _evaluate(parts.tester, parts.splits, parts.trainer.models, best_epoch, folder)
         except BaseException:
             # Ctrl-C in the middle of a save leaves it half done, and saving again may fail. That must not
             # hide what ended the run; a resumed one goes on from its checkpoint.
@@ -214,17 +243,7 @@ def _build(
     splits = use_frozen_stages(config, trunk, splits_of(config), folder.parent / CACHE_FOLDER)
     loss, cover_radius = build_loss(config, trunk, splits.train, make_loss)
     keep_norms(config, trunk)
-    # The event files are in the run's own folder, so that TensorBoard gives the run its name.
-    record_keeper = get_record_keeper(folder / RECORD_FOLDER, folder)
-    hooks = _HookContainer(
-        record_keeper,
-        primary_metric=PRIMARY_METRIC,
-        log_freq=10,
-        # Activations of frozen stages are no pictures to look at.
-        picture_interval=max(1, config.epochs // 2) if config.freeze is None else None,
-        picture_folder=folder / PICTURE_FOLDER,
-    )
-    tester = _build_tester(config, hooks.end_of_testing_hook)
+    record_keeper, hooks, tester = _build_recorded_tester(config, folder)
     # A run that is resumed after its last epoch asks for its validation history without validating again.
     tester.reference_split_names["val"] = ["val"]
 
@@ -286,11 +305,16 @@ def _fit(
     return by_metric, history["epoch"][int(np.argmax(by_metric[PRIMARY_METRIC]))]
 
 
-def _evaluate(parts: _Parts, best_epoch: int, folder: Path) -> dict[str, float]:
+def _evaluate(
+    tester: testers.GlobalEmbeddingSpaceTester,
+    splits: Splits[Any],
+    models: Mapping[str, torch.nn.Module],
+    best_epoch: int,
+    folder: Path,
+) -> dict[str, float]:
     """The metrics of the best epoch on the test classes."""
-    models = parts.trainer.models
     _load_models(models, f"best{best_epoch}", folder, next(models["embedder"].parameters()).device)
-    return _measure(parts.tester, parts.splits, models, best_epoch)
+    return _measure(tester, splits, models, best_epoch)
 
 
 def _evaluate_untouched(
@@ -307,6 +331,23 @@ def _evaluate_untouched(
     )
     test = _measure(_build_tester(config), splits, models, 0) if split == "test" else None
     return validation, test
+
+
+def _build_recorded_tester(
+    config: RunConfig, folder: Path
+) -> tuple[Any, _HookContainer, testers.GlobalEmbeddingSpaceTester]:
+    """The run's records, the hooks that write them, and a tester whose accuracies go there."""
+    # The event files are in the run's own folder, so that TensorBoard gives the run its name.
+    record_keeper = get_record_keeper(folder / RECORD_FOLDER, folder)
+    hooks = _HookContainer(
+        record_keeper,
+        primary_metric=PRIMARY_METRIC,
+        log_freq=10,
+        # Activations of frozen stages are no pictures to look at.
+        picture_interval=max(1, config.epochs // 2) if config.freeze is None else None,
+        picture_folder=folder / PICTURE_FOLDER,
+    )
+    return record_keeper, hooks, _build_tester(config, hooks.end_of_testing_hook)
 
 
 def _build_tester(config: RunConfig, hook: Any = None) -> testers.GlobalEmbeddingSpaceTester:

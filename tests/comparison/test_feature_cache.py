@@ -11,6 +11,7 @@ from pml_xbml.comparison import run_all, train
 from pml_xbml.comparison.feature_cache import _copies, cached_splits
 from pml_xbml.comparison.frozen_stages import FrozenStages
 from pml_xbml.comparison.models import build_models, splits_of
+from pml_xbml.comparison.run_all import _prepare_frozen_stages
 from pml_xbml.samplers import DisjointClassPairSampler
 
 COPIES = 3
@@ -173,3 +174,19 @@ def test_runs_share_one_cache_which_other_settings_replace(frozen_run, tmp_path)
     run_all([dataclasses.replace(runs[0], copies=1)], tmp_path)
     (other,) = (tmp_path / "frozen_stages").iterdir()
     assert other != cache
+
+
+def test_runs_whose_test_classes_were_left_alone_find_their_activations_again(frozen_run, tmp_path):
+    """Computed before the processes start, since two of them would write one file."""
+    run = dataclasses.replace(frozen_run, iterations=2)
+    chosen = run_all([run], tmp_path, split="validation")
+    shutil.rmtree(tmp_path / "frozen_stages")
+    _prepare_frozen_stages([run], tmp_path, "validation")
+    assert not (tmp_path / "frozen_stages").exists()
+    _prepare_frozen_stages([run], tmp_path, "test")
+    before = files(tmp_path / "frozen_stages")
+    assert before
+    [measured] = run_all([run], tmp_path)
+    assert dataclasses.replace(measured, test=None, seconds=0) == dataclasses.replace(chosen[0], seconds=0)
+    assert files(tmp_path / "frozen_stages") == before
+    assert measured.test == train(run, tmp_path / "anew").test

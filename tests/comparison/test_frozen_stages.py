@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from pml_xbml.comparison.frozen_stages import FrozenStages, freeze_norms
-from pml_xbml.trunks import PrototypePoolingTrunk
+from pml_xbml.trunks import PrototypePoolingTrunk, SmallTrunk
 
 NETWORKS = {
     "resnet18": (torchvision.models.resnet18, "layer3"),
@@ -98,10 +98,98 @@ def test_where_a_network_cannot_be_cut(freeze, message):
     assert all(parameter.requires_grad for parameter in trunk.parameters())
 
 
+def test_what_is_suggested_can_be_cut():
+    with pytest.raises(ValueError, match="such as ") as error:
+        FrozenStages(build("resnet18", True), "layer9")
+    names = str(error.value).rpartition("such as ")[2].split(", ")
+    assert names
+    for name in names:
+        assert FrozenStages(build("resnet18", True), name).name == name
+
+
+class AroundAll(nn.Module):
+    """Maps to which the image itself is added at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.lower, self.upper = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.stem = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images):
+        return self.upper(self.lower(self.stem(images))) + images.mean(dim=1, keepdim=True)
+
+
 def test_a_network_that_cannot_be_cut_anywhere():
-    transformer = timm.create_model("test_vit", img_size=64, num_classes=0, global_pool="avg")
-    with pytest.raises(ValueError, match=r"freeze='auto' must find a module .*name one.*train the whole"):
-        FrozenStages(PrototypePoolingTrunk(transformer), "auto")
+    with pytest.raises(ValueError, match=r"freeze='auto' must find a module .* got none .*train the whole"):
+        FrozenStages(PrototypePoolingTrunk(AroundAll()), "auto")
+    with pytest.raises(ValueError, match=r"got 'lower': what is above .*; train the whole network$"):
+        FrozenStages(PrototypePoolingTrunk(AroundAll()), "lower")
+
+
+TRANSFORMERS = {
+    "vit": lambda: timm.create_model("test_vit", img_size=64),
+    "deit": lambda: timm.create_model("deit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48),
+    "swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(1, 1, 1), embed_dim=12
+    ),
+    "torchvision": lambda: torchvision.models.VisionTransformer(64, 16, 4, 3, 48, 96),
+}
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_are_cut_and_train_above_the_cut_alone(name, wrapped):
+    torch.manual_seed(0)
+    trunk = PrototypePoolingTrunk(TRANSFORMERS[name](), num_prototypes=3)
+    trunk = trunk if wrapped else trunk.unwrap()
+    whole, images = copy.deepcopy(trunk).eval(), torch.randn(5, 3, 64, 64)
+    stages = FrozenStages(trunk, "auto", 64)
+    before = {key: tensor.clone() for key, tensor in trunk.state_dict().items()}
+    activations = stages.compute(images)
+    torch.testing.assert_close(trunk.eval()(activations), whole(images))
+    trunk.train()(activations.half()).square().mean().backward()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in trunk.state_dict().items())
+    trained = {key for key, parameter in trunk.named_parameters() if parameter.requires_grad}
+    frozen = {key for key, _ in trunk.named_parameters()} - trained
+    reached = {key for key, parameter in trunk.named_parameters() if parameter.grad is not None}
+    assert reached
+    assert frozen
+    assert reached <= trained
+    assert all(
+        parameter.grad.isfinite().all() for parameter in trunk.parameters() if parameter.grad is not None
+    )
+    # Positions and class tokens are no module's, and are frozen with what is around them.
+    below = {
+        key for key in before if key.endswith(("cls_token", "pos_embed", "pos_embedding", "class_token"))
+    }
+    assert below <= frozen
+
+
+def test_the_hash_follows_parameters_below_the_cut_that_are_no_modules():
+    stages = FrozenStages(PrototypePoolingTrunk(TRANSFORMERS["vit"]()), "auto", 64)
+    before = stages.state_hash()
+    with torch.no_grad():
+        next(p for key, p in stages.network.named_parameters() if key.endswith("pos_embed")).add_(1)
+    assert stages.state_hash() != before
+
+
+def test_auto_takes_a_layer_of_a_network_without_stages():
+    names = {
+        FrozenStages(trunk if wrapped else trunk.unwrap(), "auto", 32).name
+        for wrapped in (True, False)
+        for trunk in [PrototypePoolingTrunk(SmallTrunk())]
+    }
+    assert len(names) == 1
+    assert names < {str(number) for number in range(16)}
+
+
+def test_batches_of_all_sizes_go_through_a_cut_network():
+    trunk = build("resnet18", False).eval()
+    whole = copy.deepcopy(trunk)
+    stages = FrozenStages(trunk, "layer2")
+    for count in (1, 3, 8):
+        images = torch.randn(count, 3, 64, 64)
+        torch.testing.assert_close(trunk(stages.compute(images)), whole(images))
 
 
 def test_frozen_norms_stay_as_they_are_in_training():

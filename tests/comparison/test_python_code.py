@@ -1,5 +1,6 @@
 """The pasted lines are run, and make what the run trained with."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from pml_xbml.comparison import LOSSES, RunConfig
 from pml_xbml.comparison.control_loss import ControlLoss
+from pml_xbml.comparison.frozen_stages import FrozenStages
 from pml_xbml.comparison.loss_table import LossSettings
-from pml_xbml.comparison.models import cross_batch_loss
+from pml_xbml.comparison.models import build_models, cross_batch_loss, keep_norms
+from pml_xbml.comparison.networks import build_network
 from pml_xbml.comparison.python_code import python_code
 from pml_xbml.losses import CrossBatchPrototypeLoss
 from pml_xbml.samplers import DisjointClassPairSampler
@@ -110,3 +113,77 @@ def test_weights_of_a_file(tmp_path):
         assert torch.equal(loaded, saved)
     assert made["trunk"](IMAGES).ndim == 2
     assert not made["trunk"].training
+
+
+OWN_NETWORK = """
+import torch
+
+
+def stages():
+    block = lambda first, last: torch.nn.Sequential(
+        torch.nn.Conv2d(first, last, 3, padding=1), torch.nn.BatchNorm2d(last), torch.nn.ReLU()
+    )
+    return torch.nn.Sequential(block(3, 8), block(8, 8), block(8, 8))
+"""
+
+
+def network_and_weights(kind, folder):
+    """A trunk by name, and a file with its weights."""
+    if kind == "own":
+        (folder / "mine.py").write_text(OWN_NETWORK)
+        kind = f"{folder / 'mine.py'}:stages"
+    torch.save(build_network(kind).state_dict(), folder / "weights.pth")
+    return kind, str(folder / "weights.pth")
+
+
+@pytest.mark.parametrize("arm", ["plain", "xml", "control"])
+@pytest.mark.parametrize(
+    ("kind", "freeze"),
+    [("own", "1"), ("small", "6"), ("test_resnet.r160_in1k", "auto"), ("test_vit", "auto")],
+)
+def test_what_the_run_froze_is_frozen_in_training(kind, freeze, arm, tmp_path):
+    trunk, pretrained = network_and_weights(kind, tmp_path)
+    images = torch.rand(8, 3, 160, 160) if kind.startswith("test_") else IMAGES
+    weight = None if arm == "plain" else 0.4
+    config = RunConfig(
+        trunk=trunk, pretrained=pretrained, freeze=freeze, cross_batch_weight=weight, control=arm == "control"
+    )
+    made = {"images": images, "labels": LABELS}
+    exec(python_code(config), made)
+    in_the_run, _ = build_models(config, torch.device("cpu"))
+    stages = FrozenStages(in_the_run, freeze, images.shape[-1])
+    trained = {key for key, parameter in in_the_run.named_parameters() if parameter.requires_grad}
+    # What the pasted lines built has the weights of the file, frozen as in the run.
+    pasted = made["trunk"]
+    assert {key for key, parameter in pasted.named_parameters() if parameter.requires_grad} == trained
+    weights = {key: value for key, value in in_the_run.state_dict().items() if "prototypes" not in key}
+    assert all(torch.equal(pasted.state_dict()[key], value) for key, value in weights.items())
+    pasted.train()
+    embeddings = made["embedder"](pasted(images))
+    loss = made["loss"](embeddings, torch.arange(8) // 2)
+    loss.backward()
+    # In evaluation mode, so that nothing of it has changed; what is above is trained.
+    frozen = {key for key in weights if key not in trained}
+    assert all(torch.equal(pasted.state_dict()[key], weights[key]) for key in frozen)
+    reached = {key for key, parameter in pasted.named_parameters() if parameter.grad is not None}
+    assert reached
+    assert reached <= trained
+    names = [name for name, module in in_the_run.named_modules() if module in stages._frozen]
+    assert names
+    assert not any(part.training for name in names for part in pasted.get_submodule(name).modules())
+    in_the_run.train()
+    keep_norms(config, in_the_run)
+    torch.testing.assert_close(pasted(images), in_the_run(stages.compute(images)))
+
+
+def test_a_copy_of_a_frozen_trunk_is_frozen_too():
+    trunk = PrototypePoolingTrunk(build_network("resnet18"))
+    FrozenStages(trunk, "layer2", cut=False)
+    copied = copy.deepcopy(trunk).train()
+    copied(torch.rand(2, 3, 64, 64))
+    assert not copied.trunk.layer2[0].bn1.training
+    assert copied.trunk.layer3[0].bn1.training
+
+
+def test_without_freezing_nothing_is_frozen():
+    assert "frozen_stages" not in python_code(RunConfig(trunk="resnet18"))

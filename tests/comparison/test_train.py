@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
@@ -33,6 +34,12 @@ def seen(monkeypatch):
     monkeypatch.setattr(trainers.MetricLossOnly, "calculate_loss", recording)
     monkeypatch.setattr(trainers.MetricLossOnly, "compute_embeddings", recording_embeddings)
     return batches
+
+
+@pytest.fixture
+def _with_checkpoint(monkeypatch):
+    """Runs keep the checkpoint that a finished one has no use for."""
+    monkeypatch.setattr(sys.modules["pml_xbml.comparison.train"], "_remove_checkpoint", lambda folder: None)
 
 
 def checkpoint(folder):
@@ -85,6 +92,7 @@ def test_a_seed_repeats_its_result_and_another_does_not(tiny_xml_run, xml_result
     assert other.history != first.history
 
 
+@pytest.mark.usefixtures("_with_checkpoint")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_of_the_table_trains(tiny_xml_run, tmp_path, loss):
     run = dataclasses.replace(tiny_xml_run, loss=loss, iterations=2)
@@ -105,6 +113,7 @@ def test_trunks_of_torchvision_and_timm_train(tiny_run, tiny_xml_run, tmp_path, 
     assert not torch.equal(seen[1]["embeddings"], seen[3]["embeddings"])
 
 
+@pytest.mark.usefixtures("_with_checkpoint")
 def test_proxies_are_learned(tiny_xml_run, tmp_path):
     train(dataclasses.replace(tiny_xml_run, loss="proxy_anchor", schedule="constant"), tmp_path, "validation")
     optimizer = checkpoint(tmp_path)["optimizers"]["metric_loss_optimizer"]
@@ -112,6 +121,7 @@ def test_proxies_are_learned(tiny_xml_run, tmp_path):
     assert optimizer["state"][0]["step"] == 6
 
 
+@pytest.mark.usefixtures("_with_checkpoint")
 def test_cosine_schedule_ends_at_zero(tiny_xml_run, tmp_path):
     train(tiny_xml_run, tmp_path, split="validation")
     for name in ("trunk", "embedder"):
@@ -180,11 +190,12 @@ def test_finished_runs_are_read_and_not_repeated(xml_result, tiny_xml_run):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == files
 
 
-def test_test_classes_can_be_left_alone_and_measured_later(xml_result, tiny_xml_run, tmp_path):
-    complete, _ = xml_result
+def test_test_classes_can_be_left_alone_and_measured_later(xml_result, tiny_xml_run, tmp_path, seen):
+    complete, folder = xml_result
     without = train(tiny_xml_run, tmp_path, split="validation")
     assert without.test is None
     assert "TEST" not in "".join(path.name for path in (tmp_path / "records").iterdir())
+    seen.clear()
     counts = []
     later = train(tiny_xml_run, tmp_path, on_iterations=counts.append)
     assert (later.test, later.validation, later.best_epoch) == (
@@ -192,7 +203,15 @@ def test_test_classes_can_be_left_alone_and_measured_later(xml_result, tiny_xml_
         complete.validation,
         complete.best_epoch,
     )
+    assert Result.load(tmp_path / "result.json") == later
     assert counts == [tiny_xml_run.iterations]
+    assert not seen
+    assert any("TEST_vs_self" in path.name for path in (tmp_path / "records").iterdir())
+    assert model_files(tmp_path) == model_files(folder)
+
+
+def model_files(folder):
+    return {path.name for path in (folder / "models").iterdir()}
 
 
 class Killed(Exception):
@@ -281,10 +300,10 @@ def test_prototypes_have_a_learning_rate_of_their_own(tiny_xml_run, tmp_path, ra
     assert distance == 0 if rate == 0 else distance > 0.05
 
 
-def test_a_finished_run_keeps_its_best_models_once(xml_result):
-    result, folder = xml_result
-    names = {path.name for path in (folder / "models").iterdir()}
-    assert names == {f"{name}_best{result.best_epoch}.pth" for name in ("trunk", "embedder")}
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_finished_run_keeps_its_best_models_once(tiny_run, tmp_path, split):
+    result = train(tiny_run, tmp_path, split)
+    assert model_files(tmp_path) == {f"{name}_best{result.best_epoch}.pth" for name in ("trunk", "embedder")}
 
 
 def test_the_log_holds_each_progress_bar_once(xml_result):
@@ -294,6 +313,7 @@ def test_the_log_holds_each_progress_bar_once(xml_result):
     assert len([line for line in text.splitlines() if "total_loss" in line]) == 3
 
 
+@pytest.mark.usefixtures("_with_checkpoint")
 def test_patience_ends_a_run_and_counts_all_of_it(tiny_run, tmp_path):
     run = dataclasses.replace(
         tiny_run,
