@@ -115,12 +115,16 @@ class TestClassDisjointHalves:
         ("labels", "world_size", "first_half"),
         [
             ([0, 1, 2, 0, 1, 2], 1, [1, 0, 0, 1, 0, 0]),
+            ([0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 1, [1] * 6 + [0] * 7),
             ([2, 1, 0], 1, [0, 0, 1]),
             ([0, 1, 2, 3, 4], 2, [1, 1, 0, 0, 0]),
             ([1, 0], 2, [0, 1]),
         ],
-        ids=["the first of equally good cuts", "odd", "blocks that leave a rest", "blocks of one sample"],
-    )
+        ids=[
+            "the first of equally good cuts", "the first behind four classes", "odd",
+            "blocks that leave a rest", "blocks of one sample",
+        ],
+    )  # fmt: skip
     def test_dealt_by_the_labels_alone(self, labels, world_size, first_half):
         dealt = class_disjoint_halves(torch.tensor(labels), world_size)
         assert dealt.tolist() == [bool(value) for value in first_half]
