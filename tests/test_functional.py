@@ -382,6 +382,14 @@ class TestIntercept:
         stationarity = z.T @ (z @ fitted - y) + alpha * (fitted - prior)
         torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
 
+    def test_fit_to_histograms_that_are_alike_is_the_prior(self):
+        """Alike to a twenty-thousandth, which an absolute ridge of 1e-6 would take for a signal."""
+        z, prior = 1 + 5e-5 * double(100, 5), double(5, 3)
+        fitted = functional.ridge_fit(z, double(100, 3), 1e-6, prior, intercept=True)
+        assert torch.equal(fitted, prior)
+        without_prior = functional.ridge_fit(z, double(100, 3), 1e-6, intercept=True)
+        assert torch.equal(without_prior, torch.zeros_like(prior))
+
     @sizes
     def test_fit_is_batched(self, num_samples, num_prototypes):
         z, y = simplex(2, 3, num_samples, num_prototypes), 5 + double(2, 3, num_samples, 4)
@@ -400,6 +408,17 @@ class TestIntercept:
         got = functional.cross_batch_expression(z, y, 0.05, functional.Halves(in_first), intercept=True)
         expected = self.expression(z, y, 0.05, in_first)
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+    @sizes
+    @halves
+    def test_float32_embeddings_far_from_zero_are_fitted_by_their_deviations(
+        self, num_samples, num_prototypes, in_first
+    ):
+        """Multiplied as they are, they would lose four of float32's seven digits."""
+        z, y = simplex(num_samples, num_prototypes), (1e4 + double(num_samples, 4)).float()
+        got = functional.cross_batch_expression(z, y, 0.05, functional.Halves(in_first), intercept=True)
+        expected = self.expression(z, y.double(), 0.05, in_first)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("num_prototypes", [2, 8])
     @pytest.mark.parametrize("in_first", [None, torch.tensor([True, False, False, True, False, True])])
