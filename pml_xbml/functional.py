@@ -153,29 +153,29 @@ def ridge_fit(
         ValueError: if the ridge is not positive and finite.
     """
     _check_ridge(ridge)
-    with torch.autocast(histograms.device.type, enabled=False):
-        fitted, targets = histograms.double(), embeddings.double()
-        alpha = fitted.new_full((1, 1), ridge)
-        if intercept:
-            fitted, targets, _, alpha = _deviations(fitted, targets, ridge)
-        residual = targets if prior is None else targets - fitted @ prior.double()
-        if fitted.shape[-2] >= fitted.shape[-1]:
-            system = add_ridge(fitted.mT @ fitted, alpha.squeeze(-1))
-            change = torch.linalg.solve_ex(system, fitted.mT @ residual).result
-        else:
-            system = add_ridge(fitted @ fitted.mT, alpha.squeeze(-1))
-            change = fitted.mT @ torch.linalg.solve_ex(system, residual).result
-        return change if prior is None else prior + change
+    # Autocast leaves float64 alone.
+    fitted, targets = histograms.double(), embeddings.double()
+    alpha = fitted.new_full((1, 1), ridge)
+    if intercept:
+        fitted, targets, _, alpha = _deviations(fitted, targets, ridge)
+    residual = targets if prior is None else targets - fitted @ prior.double()
+    if fitted.shape[-2] >= fitted.shape[-1]:
+        system = add_ridge(fitted.mT @ fitted, alpha.squeeze(-1))
+        change = torch.linalg.solve_ex(system, fitted.mT @ residual).result
+    else:
+        system = add_ridge(fitted @ fitted.mT, alpha.squeeze(-1))
+        change = fitted.mT @ torch.linalg.solve_ex(system, residual).result
+    return change if prior is None else prior + change
 
 
 def _deviations(
     histograms: Tensor, embeddings: Tensor, ridge: float, members: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Z − z̄, Y − ȳ, z̄ and α of a fit with an intercept; 0 for Y − ȳ where the rows of Z are all alike."""
+    """Z − z̄, Y − ȳ, z̄ and α of a fit with an intercept; 0 for Z − z̄ where the rows of Z are all alike."""
     mean, variance = mean_and_variance(histograms, members)
     varies = variance > 0
-    targets = (embeddings - mean_and_variance(embeddings, members)[0]) * varies
-    return histograms - mean, targets, mean, ridge * torch.where(varies, variance, 1)
+    targets = embeddings - mean_and_variance(embeddings, members)[0]
+    return (histograms - mean) * varies, targets, mean, ridge * torch.where(varies, variance, 1)
 
 
 def recursive_ridge_fit(

@@ -382,6 +382,14 @@ class TestIntercept:
         stationarity = z.T @ (z @ fitted - y) + alpha * (fitted - prior)
         torch.testing.assert_close(stationarity, torch.zeros_like(stationarity), atol=1e-10, rtol=0)
 
+    def test_fit_to_histograms_that_are_alike_is_the_prior(self):
+        """Alike to a twenty-thousandth, which an absolute ridge of 1e-6 would take for a signal."""
+        z, prior = 1 + 5e-5 * double(100, 5), double(5, 3)
+        fitted = functional.ridge_fit(z, double(100, 3), 1e-6, prior, intercept=True)
+        assert torch.equal(fitted, prior)
+        without_prior = functional.ridge_fit(z, double(100, 3), 1e-6, intercept=True)
+        assert torch.equal(without_prior, torch.zeros_like(prior))
+
     @sizes
     def test_fit_is_batched(self, num_samples, num_prototypes):
         z, y = simplex(2, 3, num_samples, num_prototypes), 5 + double(2, 3, num_samples, 4)
@@ -400,6 +408,17 @@ class TestIntercept:
         got = functional.cross_batch_expression(z, y, 0.05, functional.Halves(in_first), intercept=True)
         expected = self.expression(z, y, 0.05, in_first)
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+    @sizes
+    @halves
+    def test_float32_embeddings_far_from_zero_are_fitted_by_their_deviations(
+        self, num_samples, num_prototypes, in_first
+    ):
+        """Multiplied as they are, they would lose four of float32's seven digits."""
+        z, y = simplex(num_samples, num_prototypes), (1e4 + double(num_samples, 4)).float()
+        got = functional.cross_batch_expression(z, y, 0.05, functional.Halves(in_first), intercept=True)
+        expected = self.expression(z, y.double(), 0.05, in_first)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("num_prototypes", [2, 8])
     @pytest.mark.parametrize("in_first", [None, torch.tensor([True, False, False, True, False, True])])
@@ -499,98 +518,3 @@ class TestTransferR2:
         assert torch.equal(r2, torch.zeros(2))
         (gradient,) = torch.autograd.grad(r2.sum(), y)
         assert torch.equal(gradient, torch.zeros(6, 3))
-
-
-class TestClassDisjointHalves:
-    def test_keeps_the_halves_of_a_batch_that_has_them(self):
-        assert functional.class_disjoint_halves(torch.tensor([7, 7, 1, 9, 2, 2])).tolist() == [
-            1,
-            1,
-            1,
-            0,
-            0,
-            0,
-        ]
-
-    @given(st.lists(st.integers(-3, 6), min_size=2, max_size=40), st.randoms())
-    def test_no_class_is_shared_and_order_does_not_matter(self, values, random):
-        labels = torch.tensor(values)
-        first_half = functional.class_disjoint_halves(labels)
-        sides = [set(labels[side].tolist()) for side in (first_half, ~first_half)]
-        assert not sides[0] & sides[1]
-        if len(set(values)) > 1:
-            assert sides[0]
-            assert sides[1]
-        else:
-            assert first_half.all()
-        largest = max(values.count(value) for value in values)
-        assert abs(int(first_half.sum()) - int((~first_half).sum())) <= largest
-
-        def has_halves(order):
-            middle = len(values) // 2
-            return not set(labels[order[:middle]].tolist()) & set(labels[order[middle:]].tolist())
-
-        shuffled = random.sample(range(len(values)), len(values))
-        if not has_halves(list(range(len(values)))) and not has_halves(shuffled):
-            assert torch.equal(functional.class_disjoint_halves(labels[shuffled]), first_half[shuffled])
-
-    def test_sizes_balance_as_well_as_whole_classes_allow(self):
-        labels = torch.tensor([0] * 8 + [1, 2, 3, 4, 5, 6, 7, 8])
-        labels = labels[torch.randperm(16)]
-        assert functional.class_disjoint_halves(labels).sum() == 8
-
-    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32, torch.bool])
-    def test_takes_labels_of_any_dtype(self, dtype):
-        first_half = functional.class_disjoint_halves(torch.tensor([1, 0, 1, 0]).to(dtype))
-        assert first_half.tolist() in ([1, 0, 1, 0], [0, 1, 0, 1])
-
-    def test_huge_labels_are_told_apart(self):
-        labels = torch.tensor([2**62, 2**62 + 1, 2**62, -(2**62)])
-        first_half = functional.class_disjoint_halves(labels)
-        assert first_half[0] == first_half[2] != first_half[1]
-
-    def test_blocks_of_several_processes_keep_their_halves(self):
-        labels = torch.tensor([0, 1, 2, 3, 1, 4, 2, 5])
-        assert functional.class_disjoint_halves(labels, 2).tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
-
-    def test_blocks_that_share_a_class_across_their_halves_are_dealt_anew(self):
-        labels = torch.tensor([0, 1, 2, 3, 2, 4, 5, 6])
-        first_half = functional.class_disjoint_halves(labels, 2)
-        assert not set(labels[first_half].tolist()) & set(labels[~first_half].tolist())
-
-    @pytest.mark.parametrize(
-        ("labels", "world_size", "first_half"),
-        [
-            ([0, 1, 2, 0, 1, 2], 1, [1, 0, 0, 1, 0, 0]),
-            ([2, 1, 0], 1, [0, 0, 1]),
-            ([0, 1, 2, 3, 4], 2, [1, 1, 0, 0, 0]),
-            ([1, 0], 2, [0, 1]),
-        ],
-        ids=["the first of equally good cuts", "odd", "blocks that leave a rest", "blocks of one sample"],
-    )
-    def test_dealt_by_the_labels_alone(self, labels, world_size, first_half):
-        dealt = functional.class_disjoint_halves(torch.tensor(labels), world_size)
-        assert dealt.tolist() == [bool(value) for value in first_half]
-
-    @pytest.mark.parametrize("world_size", [0, -1, 4])
-    def test_refuses_fewer_labels_than_blocks(self, world_size):
-        with pytest.raises(ValueError, match=f"between 1 and the number of labels, 3, got {world_size}"):
-            functional.class_disjoint_halves(torch.tensor([0, 1, 2]), world_size)
-
-
-class TestHalves:
-    @pytest.mark.parametrize(
-        ("in_first", "are_two"),
-        [(None, True), ([True, False], True), ([True, True], False), ([False, False], False)],
-    )
-    def test_are_two_where_neither_is_empty(self, in_first, are_two):
-        halves = functional.Halves(None if in_first is None else torch.tensor(in_first))
-        assert halves.are_two is are_two
-
-    def test_the_default_that_all_calls_share_cannot_be_changed(self):
-        with pytest.raises(AttributeError, match="cannot assign to field 'in_first'"):
-            functional.CUT_IN_THE_MIDDLE.in_first = torch.tensor([True, False])
-
-    def test_are_compared_as_objects_because_masks_have_no_single_truth(self):
-        mask = torch.tensor([True, False])
-        assert functional.Halves(mask) != functional.Halves(mask.clone())

@@ -76,6 +76,18 @@ def test_the_average_carries_the_prototypes_with_a_gradient_of_zero():
 
 
 @SIMILARITIES
+def test_the_gradient_of_the_average_alone_does_not_go_through_the_histograms(similarity):
+    """An infinite feature has no histogram, and would leave NaN."""
+    features, prototypes = double(3, 5, 6), double(4, 5, requires_grad=True)
+    features[0, 0, 0] = torch.inf
+    features.requires_grad_()
+    average, _ = functional.average_and_histograms(features, prototypes, 0.1, similarity)
+    gradients = torch.autograd.grad(average.sum(), (features, prototypes))
+    assert torch.equal(gradients[0], torch.full_like(features, 1 / 6))
+    assert torch.equal(gradients[1], torch.zeros_like(prototypes))
+
+
+@SIMILARITIES
 def test_features_without_gradient_get_none(similarity):
     features, prototypes = double(3, 5, 6), double(4, 5, requires_grad=True)
     upstream = double(3, 4)

@@ -143,6 +143,33 @@ def test_functional_dropout_that_runs_in_training_only_is_noticed():
         PrototypePoolingTrunk(Dropping())
 
 
+def test_an_output_that_is_wider_in_training_only_is_noticed():
+    class Widening(Headed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            average = self.average(self.body(images)).flatten(1)
+            return torch.cat([average, average], dim=1) if self.training else average
+
+    with pytest.raises(ValueError, match=r"candidates \['average'\] average feature maps, but what follows"):
+        PrototypePoolingTrunk(Widening())
+
+
+@pytest.mark.parametrize("is_wider_in_training", [False, True])
+def test_unwrapped_networks_give_the_average_in_training_too(is_wider_in_training):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.fc = nn.Sequential(*convolutions()), nn.Linear(12, 4)
+
+        def forward(self, images):
+            logits = self.fc(self.features(images).mean((2, 3)))
+            is_wider = self.training and is_wider_in_training
+            return torch.cat([logits, logits], dim=1) if is_wider else logits
+
+    unwrapped = PrototypePoolingTrunk(Network()).unwrap()
+    assert isinstance(unwrapped, Network) is not is_wider_in_training
+    assert unwrapped.train()(torch.randn(2, 3, 32, 32)).shape == (2, 12)
+
+
 def test_a_norm_between_known_features_and_their_average_is_noticed():
     """Before it is trained it changes nothing."""
 
