@@ -1,13 +1,14 @@
 """Plain training against XML on equal terms: the engine of ``pml-xbml demo`` and ``pml-xbml compare``."""
 
 from .comparison import DEFAULT_WEIGHT, Comparison, compare, plan_runs
+from .loaded_run import LoadedRun, load_run
 from .loss_table import LOSSES
 from .models import cross_batch_loss
 from .result import METRICS, PRIMARY_METRIC, Result
 from .run_all import run_all
 from .run_config import SCHEDULES, Arm, RunConfig
 from .splits import NAMED_DATASETS
-from .train import LoadedRun, load_run, train
+from .train import train
 from .visualize import look
 
 __all__ = [

@@ -17,7 +17,6 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from ..checkpoint.atomic_file import atomic_file
 from ..monitoring import PrototypeHookContainer, get_record_keeper
 from ..samplers import DisjointClassPairSampler
-from .class_subset import ClassSubset
 from .feature_cache import CACHE_FOLDER
 from .log_file import LogFile
 from .loss_table import LOSSES
@@ -117,55 +116,6 @@ def _measured_later(result: Result, folder: Path) -> Result:
     measured.save(folder / RESULT_FILE)
     _remove_checkpoint(folder)
     return measured
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run as it was after its best epoch.
-
-    Attributes:
-        run: its settings.
-        best_epoch: the epoch that its weights are of.
-        trunk: in evaluation mode; a ``PrototypePoolingTrunk`` unless the run is plain.
-        embedder: in evaluation mode.
-        splits: its data.
-    """
-
-    run: RunConfig
-    best_epoch: int
-    trunk: torch.nn.Module
-    embedder: torch.nn.Module
-    splits: Splits[ClassSubset]
-
-
-def load_run(folder: str | Path) -> LoadedRun:
-    """Load a run's models, as they were after its best epoch so far, and its data.
-
-    Args:
-        folder: the folder of the run.
-
-    Returns:
-        The run; its models are on the CPU.
-
-    Raises:
-        ValueError: if the folder holds no run, or one that has not been validated yet.
-    """
-    folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise ValueError(
-            f"there is no run in {str(folder)!r}: it has no {RUN_FILE}; give a folder below the 'runs' "
-            "folder of a demo or comparison"
-        )
-    run = RunConfig.from_json((folder / RUN_FILE).read_text())
-    best_epoch, suffix = c_f.latest_version(str(folder / MODEL_FOLDER), "trunk_best*.pth", best=True)
-    if suffix is None:
-        raise ValueError(
-            f"the run in {str(folder)!r} has no model yet: it was stopped before its first validation"
-        )
-    cpu = torch.device("cpu")
-    trunk, embedder = build_models(run, cpu)
-    _load_models({"trunk": trunk, "embedder": embedder}, suffix, folder, cpu)
-    return LoadedRun(run, best_epoch, trunk.eval(), embedder.eval(), splits_of(run))
 
 
 class _HookContainer(PrototypeHookContainer):
@@ -313,7 +263,7 @@ def _evaluate(
     folder: Path,
 ) -> dict[str, float]:
     """The metrics of the best epoch on the test classes."""
-    _load_models(models, f"best{best_epoch}", folder, next(models["embedder"].parameters()).device)
+    load_models(models, f"best{best_epoch}", folder, next(models["embedder"].parameters()).device)
     return _measure(tester, splits, models, best_epoch)
 
 
@@ -373,7 +323,8 @@ def _measure(
     return {metric: float(accuracies[tester.accuracies_keyname(metric)]) for metric in METRICS}
 
 
-def _load_models(
+def load_models(
     models: Mapping[str, torch.nn.Module], suffix: str, folder: Path, device: torch.device
 ) -> None:
+    """Load the models that a run has saved in its folder."""
     c_f.load_dict_of_models(models, suffix, str(folder / MODEL_FOLDER), device, assert_success=True)

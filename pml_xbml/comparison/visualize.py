@@ -1,15 +1,16 @@
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pytorch_metric_learning.losses import ContrastiveLoss
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .. import monitoring
+from ..datasets._images import open_image
 from ..trunks import PrototypePoolingTrunk
+from .loaded_run import LoadedRun, load_run, recorded_run
 from .models import cross_batch_loss
-from .train import PICTURE_FOLDER, LoadedRun, load_run
+from .train import PICTURE_FOLDER
 
 
 class _ImageFiles(Dataset[tuple[Any, int]]):
@@ -25,8 +26,7 @@ class _ImageFiles(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        with Image.open(self.paths[index]) as image:
-            return self.transform(image), self.labels[index]
+        return self.transform(open_image(self.paths[index])), self.labels[index]
 
 
 def look(run_dir: str | Path, images: str | Path | None = None, num_images: int = 64) -> list[Path]:
@@ -41,14 +41,16 @@ def look(run_dir: str | Path, images: str | Path | None = None, num_images: int 
         The PNG files, in the run's folder of pictures.
 
     Raises:
-        ValueError: if there is no run, it is a plain one or has a formulation of the ablation's, or there
-            are no images.
+        ValueError: if there is no run, it is not an XML run, it has no model that can be loaded or a
+            formulation of the ablation's, or there are no images that can be read.
     """
-    loaded = load_run(run_dir)
-    if loaded.run.arm != "xml":
+    run = recorded_run(Path(run_dir))
+    if run.arm != "xml":
         raise ValueError(
-            f"the run in {str(run_dir)!r} is a plain one, without prototypes to look at; give an XML run"
+            f"the run in {str(run_dir)!r} has the arm {run.arm!r}, without prototypes to look at; give "
+            "an XML run"
         )
+    loaded = load_run(run_dir)
     assert isinstance(loaded.trunk, PrototypePoolingTrunk)
     name, dataset = _dataset(loaded, images)
     try:
