@@ -143,13 +143,13 @@ def test_functional_dropout_that_runs_in_training_only_is_noticed():
         PrototypePoolingTrunk(Dropping())
 
 
-def test_an_output_that_is_wider_in_training_only_is_noticed():
-    class Widening(Headed):
+def test_maps_that_have_more_channels_in_training_only_are_noticed():
+    class Widening(Tokens):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            average = self.average(self.body(images)).flatten(1)
-            return torch.cat([average, average], dim=1) if self.training else average
+            maps = self.body(images)
+            return torch.cat([maps, maps], dim=1) if self.training else maps
 
-    with pytest.raises(ValueError, match=r"candidates \['average'\] average feature maps, but what follows"):
+    with pytest.raises(ValueError, match=r"cannot tell where the trunk \(Widening\) averages"):
         PrototypePoolingTrunk(Widening())
 
 
