@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from ..checkpoint.atomic_file import atomic_file
 from ..losses import CrossBatchPrototypeLoss
 from .data_summary import data_summary
 from .figures import plot_differences, plot_learning_curves
-from .image_folder import check_images, open_image_folders
+from .image_folder import check_images, check_no_own_reference, describe_unusual, open_image_folders
 from .paired_results import PairedResults, pair_results
 from .python_code import python_code
 from .result import Result, Split
@@ -177,6 +178,7 @@ def compare(
     runs = plan_runs(settings, losses, weights, num_seeds, control)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    _check_can_be_a_folder(Path(out))
     splits = load_splits(
         settings.dataset, settings.root, settings.train_classes, settings.image_size, download
     )
@@ -185,9 +187,13 @@ def compare(
     folders = [unfinished.runs_folder / run.name for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         check_same_run(run, folder)
+    remarks: list[str] = []
     if settings.dataset not in NAMED_DATASETS:
-        check_images(open_image_folders(settings.dataset).values())
-    print(data_summary(splits, settings.samples_per_class), flush=True)
+        parts = open_image_folders(settings.dataset)
+        check_images(parts.values())
+        check_no_own_reference(parts)
+        remarks = describe_unusual(parts.values())
+    print("\n".join([data_summary(splits, settings.samples_per_class), *remarks]), flush=True)
     unfinished.folder.mkdir(parents=True, exist_ok=True)
     try:
         results = run_all(runs, unfinished.runs_folder, jobs, split)
@@ -200,3 +206,10 @@ def compare(
     with atomic_file(comparison.report_path) as file:
         file.write(f"{comparison}\n".encode())
     return comparison
+
+
+def _check_can_be_a_folder(out: Path) -> None:
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = "cannot be written to" if nearest.is_dir() else "is a file"
+        raise ValueError(f"out must be a folder to write to, got {str(out)!r}: {str(nearest)!r} {reason}")

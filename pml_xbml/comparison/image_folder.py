@@ -1,6 +1,7 @@
 """A user's own images, checked before anything is trained on them."""
 
-from collections.abc import Iterable
+import filecmp
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -36,8 +37,8 @@ def open_image_folders(folder: str | Path) -> dict[str, ImageFolder]:
         ValueError: if a folder is not there, has too few classes or images, or a split shares classes.
     """
     folder = Path(folder)
-    names = [name for name in _PARTS if _holds_folders(folder / name)]
-    if "train" not in names or len(set(names) - {"train", "val"}) == 0:
+    names = _parts_in(folder)
+    if not names:
         parts = {"all": open_image_folder(folder)}
     else:
         _check_parts(folder, names)
@@ -84,6 +85,7 @@ def open_image_folder(
         raise ValueError(
             f"dataset: {str(folder)!r} has {len(classes)} class folder(s) ({_listed(classes)}); training, "
             f"validation and test share no class and need two each, so at least {fewest_classes}"
+            f"{_holding_classes(classes, fewest_classes)}"
         )
     for class_folder in classes:
         num_images = sum(path.suffix.lower() in IMG_EXTENSIONS for path in class_folder.rglob("*"))
@@ -136,13 +138,81 @@ def check_images(datasets: Iterable[ImageFolder]) -> None:
         )
 
 
-def _holds_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+def check_no_own_reference(parts: Mapping[str, ImageFolder]) -> None:
+    """Refuse a gallery that holds a query itself, which would find it first.
+
+    Args:
+        parts: what :func:`open_image_folders` returned.
+
+    Raises:
+        ValueError: if a file of query and one of gallery are the same, byte for byte; the message names both.
+    """
+    if "query" not in parts:
+        return
+    gallery: dict[tuple[str, int], list[Path]] = {}
+    for class_name, path in _by_class(parts["gallery"]):
+        gallery.setdefault((class_name, path.stat().st_size), []).append(path)
+    for class_name, path in _by_class(parts["query"]):
+        for other in gallery.get((class_name, path.stat().st_size), ()):
+            if filecmp.cmp(path, other, shallow=False):
+                raise ValueError(
+                    f"dataset: query and gallery must share no image, got {str(path)!r} and {str(other)!r}, "
+                    "the same image; a query would find itself"
+                )
+
+
+def describe_unusual(datasets: Iterable[ImageFolder]) -> list[str]:
+    """What of a user's folders may be a mistake, in sentences: files left out, and folders within classes."""
+    left_out: list[str] = []
+    nested: list[str] = []
+    for dataset in datasets:
+        root = Path(dataset.root)
+        images = {path for path, _ in dataset.samples}
+        left_out += sorted(
+            str(path)
+            for path in root.rglob("*")
+            if path.is_file() and not path.name.startswith(".") and str(path) not in images
+        )
+        parents = {Path(path).parent for path in images}
+        nested += sorted(
+            {str(root / path.relative_to(root).parts[0]) for path in parents if path.parent != root}
+        )
+    sentences = []
+    if left_out:
+        sentences.append(
+            f"Left out: {len(left_out)} file(s) outside of the class folders or in none of the formats "
+            f"{', '.join(IMG_EXTENSIONS)}: {_few(left_out)}."
+        )
+    if nested:
+        sentences.append(
+            f"Each class folder is one class, with all images in folders below it: {_few(nested)} hold(s) "
+            "such folders."
+        )
+    return sentences
+
+
+def _by_class(dataset: ImageFolder) -> Iterator[tuple[str, Path]]:
+    return ((dataset.classes[target], Path(path)) for path, target in dataset.samples)
+
+
+def _parts_in(folder: Path) -> list[str]:
+    """The parts of a split that a folder holds; none if its folders are classes.
+
+    A class may be called "test": parts hold folders themselves, or there are no other folders than parts.
+    """
+    if not folder.is_dir():
+        return []
+    folders = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    parts = [name for name in _PARTS if name in folders]
+    if folders == set(parts):
+        return parts
+    split = [name for name in parts if any(path.is_dir() for path in (folder / name).iterdir())]
+    return split if "train" in split and set(split) - {"train", "val"} else []
 
 
 def _check_parts(folder: Path, names: list[str]) -> None:
     evaluated = [name for name in names if name not in ("train", "val")]
-    if evaluated not in (["test"], ["query", "gallery"]):
+    if "train" not in names or evaluated not in (["test"], ["query", "gallery"]):
         raise ValueError(
             f"dataset: {str(folder)!r} must have train/ and either test/ or query/ and gallery/ (and val/ if "
             f"you like), got {', '.join(f'{name}/' for name in names)}"
@@ -171,7 +241,15 @@ def _check_disjoint(parts: dict[str, ImageFolder]) -> None:
         )
 
 
-def _few(names: set[str]) -> str:
+def _holding_classes(folders: Iterable[Path], fewest_classes: int) -> str:
+    """A question with a folder of a folder that may be the one that is meant."""
+    for folder in folders:
+        if sum(path.is_dir() for path in folder.iterdir()) >= fewest_classes:
+            return f"; did you mean {str(folder)!r}?"
+    return ""
+
+
+def _few(names: Collection[str]) -> str:
     shown = ", ".join(sorted(names)[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 

@@ -1,6 +1,7 @@
 """The trunks of a comparison: a small one of its own, torchvision's and timm's, and a user's."""
 
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -79,6 +80,7 @@ def _build(name: str, pretrained: str | None) -> nn.Module:
         raise ValueError(
             "trunk must be 'small', the name of a torchvision or timm model, or a function as "
             f"package.module:function or path/to/file.py:function, got {name!r}"
+            f"{_did_you_mean(name, [*torchvision.models.list_models(), *timm.list_models()])}"
         )
     if pretrained not in (None, "DEFAULT"):
         raise ValueError(
@@ -107,6 +109,11 @@ def _made_by(make: Callable[[], Any], name: str, pretrained: str | None) -> nn.M
             "give a file with its state dict"
         ) from error
     return network
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 @contextlib.contextmanager

@@ -124,7 +124,13 @@ def _load_splits(
         tests = {"test": datasets.Glyphs(split="test")}
     elif dataset in _PML_DATASETS:
         make, folder = _PML_DATASETS[dataset], _folder_of(dataset, root, download)
-        train, tests = make(folder, "train", download=download), {"test": make(folder, "test")}
+        try:
+            train, tests = make(folder, "train", download=download), {"test": make(folder, "test")}
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"root must be the folder of {dataset} as PML lays it out, got {folder!r}, which lacks "
+                f"{error.filename!r}; or let it be downloaded"
+            ) from error
     elif dataset == "inshop":
         folder = _folder_of(dataset, root, download)
         train = datasets.InShop(folder, "train", download=download)

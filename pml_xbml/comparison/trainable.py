@@ -33,13 +33,14 @@ def check_trainable(runs: Sequence[RunConfig], splits: Splits[ClassSubset]) -> N
             stages cannot be built, or the network cannot be trained on the images.
     """
     settings = runs[0]
+    _check_batches(settings, len(splits.train.classes))
     DisjointClassPairSampler(
         splits.train.labels,
         m=settings.samples_per_class,
         batch_size=settings.batch_size,
         length_before_new_iter=settings.batch_size,
     )
-    _check_made_anew(settings)
+    _check_network(settings)
     side = image_side(splits)
     tried = next(run for run in reversed(runs) if run.arm in ("xml", "plain"))
     trunk, embedder = build_models(tried, torch.device("cpu"))
@@ -80,17 +81,39 @@ def image_side(splits: Splits[ClassSubset]) -> int:
     raise ValueError("dataset must hold images that can be read, got none among those for validation")
 
 
-def _check_made_anew(settings: RunConfig) -> None:
-    """A network that is handed out twice would go into a run as an earlier one has trained it."""
-    if ":" not in settings.trunk:
-        return
-    first, second = (build_network(settings.trunk, settings.pretrained) for _ in range(2))
-    known = {id(parameter) for parameter in first.parameters()}
-    if first is second or any(id(parameter) in known for parameter in second.parameters()):
+def _check_batches(settings: RunConfig, num_classes: int) -> None:
+    """As the sampler does, with the settings' names."""
+    batch_size, in_a_class = settings.batch_size, settings.samples_per_class
+    if batch_size % (2 * in_a_class):
         raise ValueError(
-            f"trunk must name a function that makes a new network whenever it is called, got "
-            f"{settings.trunk!r}, which returns the same one"
+            f"batch_size must be a multiple of 2 * samples_per_class = {2 * in_a_class}, so that both "
+            f"halves hold {in_a_class} images of each of their classes, got {batch_size}"
         )
+    if batch_size // in_a_class > num_classes:
+        raise ValueError(
+            f"batch_size must be at most samples_per_class * training classes = {in_a_class} * {num_classes} "
+            f"= {in_a_class * num_classes}, got {batch_size}; lower it, or take more samples_per_class"
+        )
+
+
+def _check_network(settings: RunConfig) -> None:
+    network = build_network(settings.trunk, settings.pretrained)
+    if ":" in settings.trunk:
+        # A network that is handed out twice would go into a run as an earlier one has trained it.
+        known = {id(module) for module in network.modules()} | {id(weight) for weight in network.parameters()}
+        again = build_network(settings.trunk, settings.pretrained)
+        if any(id(part) in known for part in (*again.modules(), *again.parameters())):
+            raise ValueError(
+                f"trunk must name a function that makes a new network whenever it is called, got "
+                f"{settings.trunk!r}, which returns the same one"
+            )
+    try:
+        PrototypePoolingTrunk(network)
+    except ValueError as error:
+        raise ValueError(
+            "trunk must be a network that averages local features, or gives them, got "
+            f"{settings.trunk!r}: {error}"
+        ) from error
 
 
 def _check_prototypes(run: RunConfig, trunk: torch.nn.Module, images: Tensor, num_train_images: int) -> None:

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -11,6 +12,8 @@ from pml_xbml.comparison import DEFAULT_WEIGHT, compare, plan_runs
 from pml_xbml.comparison.paired_results import pair_results
 from pml_xbml.comparison.python_code import python_code
 from pml_xbml.losses import CrossBatchPrototypeLoss
+
+comparison_module = sys.modules["pml_xbml.comparison.comparison"]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +159,33 @@ def test_settings_that_cannot_be_trained_with_are_mended_in_the_same_folder(tiny
     with pytest.raises(ValueError, match="batch_size must be a multiple of 2"):
         compare(dataclasses.replace(tiny_run, batch_size=6), weights=[0.1], num_seeds=1, out=tmp_path)
     assert len(compare(tiny_run, weights=[0.1], num_seeds=1, out=tmp_path).results) == 2
+
+
+def test_what_may_be_a_mistake_in_the_folder_is_told(tiny_run, image_folder, tmp_path, capsys):
+    folder = shutil.copytree(image_folder, tmp_path / "images")
+    (folder / "class_00" / "photo.heic").write_bytes(b"")
+    compare(dataclasses.replace(tiny_run, dataset=str(folder)), num_seeds=1, out=tmp_path / "out")
+    assert "\nLeft out: 1 file(s) outside of the class folders" in capsys.readouterr().out
+
+
+def test_a_query_in_the_gallery_is_found_before_training(tiny_run, image_folder, tmp_path):
+    for part, classes in {"train": range(6), "query": (6, 7), "gallery": (6, 7)}.items():
+        for number in classes:
+            name = f"class_{number:02d}"
+            shutil.copytree(image_folder / name, tmp_path / "images" / part / name)
+    with pytest.raises(ValueError, match="query and gallery must share no image"):
+        compare(dataclasses.replace(tiny_run, dataset=str(tmp_path / "images")), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/inner"])
+def test_an_output_folder_that_cannot_be_made_is_told_first(tiny_run, out, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(comparison_module, "load_splits", lambda *arguments: pytest.fail("it has started"))
+    with pytest.raises(
+        ValueError, match=rf"out must be a folder to write to, got '.*{out}': '.*file' is a file"
+    ):
+        compare(tiny_run, out=tmp_path / out)
 
 
 def test_a_broken_image_is_found_before_training(tiny_run, image_folder, tmp_path):

@@ -6,7 +6,9 @@ from PIL import Image
 
 from pml_xbml.comparison.image_folder import (
     check_images,
+    check_no_own_reference,
     default_image_size,
+    describe_unusual,
     open_image_folder,
     open_image_folders,
 )
@@ -100,6 +102,7 @@ def split(folder, tmp_path):
     def split(**parts):
         target = tmp_path / "split"
         for part, numbers in parts.items():
+            (target / part).mkdir(parents=True)
             for number in numbers:
                 shutil.copytree(folder / f"class_{number:02d}", target / part / f"class_{number:02d}")
         return target
@@ -152,8 +155,63 @@ def test_queries_are_looked_for_in_the_gallery(split):
         ({"train": [0, 1, 2, 3], "query": [4, 5], "gallery": [5, 6]}, r"got class_04 in query alone"),
         ({"train": [0, 1, 2, 3], "query": [4, 5]}, r"must have train/ and either test/ or query/ and"),
         ({"train": [0, 1, 2], "test": [4, 5]}, r"has 3 class folder"),
+        ({"val": range(6)}, r"must have train/ and either .*, got val/$"),
+        ({"train": range(6)}, r"must have train/ and either .*, got train/$"),
+        ({"train": range(6), "val": [6, 7]}, r"must have train/ and either .*, got train/, val/$"),
+        ({"query": [4, 5], "gallery": [4, 5]}, r"must have train/ and either .*, got query/, gallery/$"),
+        ({"train": range(4), "test": []}, r"test' has 0 class folder\(s\) \(none\)"),
     ],
 )
 def test_a_split_that_cannot_be_kept_is_refused(split, parts, message):
     with pytest.raises(ValueError, match=message):
         open_image_folders(split(**parts))
+
+
+def test_images_in_a_part_itself_are_no_classes(split, folder):
+    root = split(train=[], test=[0, 1])
+    shutil.copy(folder / "class_04" / "0.png", root / "train")
+    with pytest.raises(ValueError, match=r"train' has 0 class folder"):
+        open_image_folders(root)
+
+
+def test_a_class_may_be_called_as_a_part(folder):
+    (folder / "class_03").rename(folder / "test")
+    (folder / "class_04").rename(folder / "train")
+    assert set(open_image_folders(folder)) == {"all"}
+
+
+def test_classes_one_folder_further_down_are_pointed_at(folder, tmp_path):
+    (tmp_path / "outer").mkdir()
+    folder.rename(tmp_path / "outer" / "photographs")
+    with pytest.raises(ValueError, match=r"has 1 class folder.*; did you mean '.*outer.photographs'\?"):
+        open_image_folders(tmp_path / "outer")
+
+
+def test_a_query_that_is_in_the_gallery_is_refused(split):
+    root = split(train=range(4), query=[4, 5], gallery=[4, 5])
+    for number in (4, 5):
+        for name in ("0.png", "1.png"):
+            (root / "query" / f"class_{number:02d}" / name).unlink()
+            (root / "gallery" / f"class_{number:02d}" / f"{3 - int(name[0])}.png").unlink()
+    parts = open_image_folders(root)
+    check_no_own_reference(parts)
+    (root / "gallery" / "class_05" / "again.png").write_bytes(
+        (root / "query" / "class_05" / "2.png").read_bytes()
+    )
+    with pytest.raises(
+        ValueError, match=r"share no image, got .*query.class_05.2\.png' and .*again\.png', the same"
+    ):
+        check_no_own_reference(open_image_folders(root))
+
+
+def test_what_may_be_a_mistake_is_described(folder, split):
+    assert describe_unusual(open_image_folders(folder).values()) == []
+    (folder / "class_02" / "photo.heic").write_bytes(b"")
+    (folder / ".DS_Store").write_bytes(b"")
+    shutil.copy(folder / "class_04" / "0.png", folder / "loose.png")
+    (folder / "class_07" / "inner").mkdir()
+    (folder / "class_07" / "0.png").rename(folder / "class_07" / "inner" / "0.png")
+    left_out, nested = describe_unusual(open_image_folders(folder).values())
+    assert left_out.startswith("Left out: 2 file(s) ")
+    assert f"{folder / 'class_02' / 'photo.heic'}, {folder / 'loose.png'}." in left_out
+    assert f"below it: {folder / 'class_07'} hold(s)" in nested

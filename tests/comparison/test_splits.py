@@ -181,3 +181,8 @@ def test_inshop_looks_for_queries_in_the_gallery(tmp_path):
     # An item that nothing looks for does not shift the labels of the others.
     assert splits.test["query"].labels == [1, 2]
     assert sorted(splits.test["gallery"].labels) == [0, 1, 2]
+
+
+def test_a_root_without_the_data_set_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"root must be the folder of cub .*, which lacks '.*CUB_200"):
+        load_splits("cub", root=str(tmp_path))

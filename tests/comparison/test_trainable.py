@@ -78,8 +78,15 @@ def test_what_can_be_trained(check, settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 6}, r"batch_size must be a multiple of 2"),
-        ({"batch_size": 48}, r"labels must hold at least batch_size / m"),
+        ({"batch_size": 6}, r"batch_size must be a multiple of 2 \* samples_per_class = 4, .* got 6"),
+        (
+            {"batch_size": 48},
+            r"batch_size must be at most samples_per_class \* training classes = .*got 48; lower",
+        ),
+        (
+            {"trunk": "alexnet"},
+            r"trunk must be a network that averages local features, .*got 'alexnet': .*no module",
+        ),
         ({"freeze": "layer9"}, r"freeze must name a module .*got 'layer9'"),
         ({"loss_options": {"ridge": -1}}, "ridge must be"),
         ({"pooling_options": {"num_prototypes": 3000}}, r"num_prototypes must be at most 128, .* got 3000"),
