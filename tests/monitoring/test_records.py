@@ -95,7 +95,8 @@ def test_equals_what_is_computed_by_hand(tmp_path):
         y = torch.nn.functional.normalize(embeddings.double())
         z = pooling.histograms.double()
         fits = [
-            Ridge(alpha=0.2 * z[half].var(0, correction=0).sum()).fit(z[half], y[half]) for half in HALVES
+            Ridge(alpha=float(0.2 * z[half].var(0, correction=0).sum())).fit(z[half], y[half])
+            for half in HALVES
         ]
         means = [y[half].mean(0) for half in HALVES]
         # Deviations from the mean of the half that is fitted.
