@@ -227,6 +227,64 @@ def test_what_cannot_be_used_is_told_in_a_line_and_never_starts(line, message, c
     assert not (tmp_path / "out").exists()
 
 
+OWN_NETWORKS = """
+import torch
+
+
+class Boom(torch.nn.Conv2d):
+    def forward(self, images):
+        raise RuntimeError("first line\\nsecond line")
+
+
+def boom():
+    return Boom(3, 8, 3)
+
+
+def maps():
+    return torch.nn.Conv2d(3, 8, 3)
+
+
+def wants(channels):
+    return maps()
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            ["--trunk", "{folder}/networks.py:wants"],
+            "--trunk must name a function .*networks.py:wants', which",
+        ),
+        (["--trunk", "{folder}/nothing.py:maps"], "--trunk must name a function .*nothing.py:maps': FileNot"),
+        (["--trunk", "{folder}/networks.py:boom"], "got '.*networks.py:boom': .*first line second line"),
+        (
+            ["--pretrained", "{folder}/networks.py"],
+            "--pretrained must be a file with a state dict, got '.*networks",
+        ),
+        (
+            ["--trunk", "resnet18", "--pretrained", "V9"],
+            "--pretrained must be a file, 'DEFAULT' or .*, got 'V9'",
+        ),
+        (["--freeze", "layer9"], "--freeze must name a module .*, got 'layer9'"),
+        (["--trunk", "{folder}/networks.py:maps", "--freeze", "auto"], "--freeze='auto' must find"),
+        (["--num-prototypes", "100000"], "--num-prototypes must be at most .*, got 100000"),
+        (["--batch-size", "48"], r"--batch-size must be at most --samples-per-class \* training classes"),
+        (["--image-size", "1"], "--trunk must train on images of 1 pixels, got 'small', .*--image-size=1"),
+    ],
+)
+def test_what_a_trial_finds_is_told_in_a_line_and_leaves_nothing_behind(
+    line, message, image_folder, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(comparison.comparison, "run_all", lambda *arguments: pytest.fail("it has started"))
+    (tmp_path / "networks.py").write_text(OWN_NETWORKS)
+    line = [word.format(folder=tmp_path) for word in line]
+    out = tmp_path / "out"
+    error = refused(["compare", "--dataset", str(image_folder), *TINY, *line, "--out", str(out)], capsys)
+    assert re.search(message, error)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
