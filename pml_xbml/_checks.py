@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -25,3 +26,9 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises a ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
+    """The end of a message about an unknown name: the known name that is nearest, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
+from .._checks import did_you_mean
 from ..checkpoint.random_state import preserved_random_state
 from ..trunks import PrototypePoolingTrunk
-from .class_getter import argument_names, did_you_mean
+from .class_getter import argument_names
 
 # Prototypes are chosen among the local features of so many images.
 _NUM_IMAGES_FOR_PROTOTYPES = 256

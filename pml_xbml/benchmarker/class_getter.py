@@ -1,9 +1,10 @@
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from easy_module_attribute_getter import PytorchGetter
+
+from .._checks import did_you_mean
 
 
 class ClassGetter(PytorchGetter):
@@ -68,12 +69,6 @@ class ClassGetter(PytorchGetter):
         for source in getattr(self, obj_name):
             names.update([source.__name__] if inspect.isclass(source) else dir(source))
         return names
-
-
-def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
-    """The end of a message about an unknown name: the known name that is nearest, or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def argument_names(function: Callable[..., Any]) -> set[str] | None:

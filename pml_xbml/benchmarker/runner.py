@@ -1,4 +1,3 @@
-import difflib
 import functools
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -9,6 +8,7 @@ from powerful_benchmarker import api_parsers
 from powerful_benchmarker.runners import single_experiment_runner
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
+from .._checks import did_you_mean
 from ..losses import CrossBatchPrototypeLoss
 from ..samplers import DisjointClassPairSampler
 from ..trunks import PrototypePoolingTrunk, SmallTrunk
@@ -152,9 +152,9 @@ def _check_flags(arguments: Sequence[str], known: Collection[str]) -> None:
     for word in arguments:
         name = word.removeprefix("--").partition("~")[0]
         if word.startswith("--") and name not in known:
-            nearest = difflib.get_close_matches(name, [*known, *_OPTIONS_OF_RUNNERS], n=1)
-            hint = f"did you mean --{nearest[0]}?" if nearest else "pml-xbml benchmark --help lists them"
-            raise ValueError(f"--{name} must be an option or a key of a YAML file; {hint}")
+            options = [f"--{option}" for option in (*known, *_OPTIONS_OF_RUNNERS)]
+            hint = did_you_mean(f"--{name}", options) or "; pml-xbml benchmark --help lists them"
+            raise ValueError(f"--{name} must be an option or a key of a YAML file{hint}")
 
 
 def _check_keys(keys: Iterable[str]) -> None:
@@ -165,8 +165,8 @@ def _check_keys(keys: Iterable[str]) -> None:
         for key in benchmarker_c_f.load_yaml(path)
     }
     for key in sorted({key.partition("~")[0] for key in keys} - read):
-        for nearest in difflib.get_close_matches(key, read, n=1, cutoff=_SIMILARITY_OF_MISSPELT_KEYS):
-            raise ValueError(f"{key!r} in a YAML file is a key that nothing reads; did you mean {nearest!r}?")
+        if hint := did_you_mean(key, read, _SIMILARITY_OF_MISSPELT_KEYS):
+            raise ValueError(f"{key!r} in a YAML file is a key that nothing reads{hint}")
 
 
 def _check_experiment(configs_folder: str) -> None:

@@ -1,9 +1,10 @@
 import argparse
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from .._checks import did_you_mean
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -49,12 +50,6 @@ class ArgumentParser(argparse.ArgumentParser):
             )
             message = re.sub(pattern, option, message)
         return message
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A question with the nearest known name, or nothing where none is near."""
-    nearest = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def one_of(known: Iterable[str]) -> Callable[[str], str]:

@@ -1,7 +1,6 @@
 """The trunks of a comparison: a small one of its own, torchvision's and timm's, and a user's."""
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from .._checks import did_you_mean
 from ..trunks import SmallTrunk
 from .weight_file import load_weights
 
@@ -80,7 +80,7 @@ def _build(name: str, pretrained: str | None) -> nn.Module:
         raise ValueError(
             "trunk must be 'small', the name of a torchvision or timm model, or a function as "
             f"package.module:function or path/to/file.py:function, got {name!r}"
-            f"{_did_you_mean(name, [*torchvision.models.list_models(), *timm.list_models()])}"
+            f"{did_you_mean(name, [*torchvision.models.list_models(), *timm.list_models()])}"
         )
     if pretrained not in (None, "DEFAULT"):
         raise ValueError(
@@ -109,11 +109,6 @@ def _made_by(make: Callable[[], Any], name: str, pretrained: str | None) -> nn.M
             "give a file with its state dict"
         ) from error
     return network
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _pml
+from .._checks import did_you_mean
 
 # What every loss of pytorch-metric-learning takes besides a distance and a reducer.
 OPTIONS_OF_ALL_LOSSES = ("embedding_regularizer", "embedding_reg_weight", "collect_stats")
@@ -32,8 +32,7 @@ def check_options(names: Iterable[str], loss_class: type) -> None:
             own = inspect.signature(loss_class).parameters
             known = [*(argument for argument in own if argument != "kwargs"), *OPTIONS_OF_ALL_LOSSES]
             # "weight" has half of its letters in common with "cross_batch_weight".
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f". Did you mean {nearest[0]}?" if nearest else ""
+            hint = did_you_mean(name, known, similarity=0.4)
             raise TypeError(f"arguments must be among {', '.join(known)}, got {name}{hint}")
 
 

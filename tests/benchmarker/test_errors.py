@@ -74,7 +74,7 @@ def no_training(monkeypatch):
 def test_a_misspelt_class_is_named_before_anything_is_made(
     run, no_training, tmp_path, flag, value, wrong, right
 ):
-    with pytest.raises(ValueError, match=rf"no class '(API)?{wrong}'; did you mean '(API)?{right}'"):
+    with pytest.raises(ValueError, match=rf"no class '(API)?{wrong}'; did you mean (API)?{right}"):
         run("--experiment_name", "name", flag, value)
     assert not (tmp_path / "experiments").exists()
 
@@ -84,32 +84,32 @@ def test_a_misspelt_class_is_named_before_anything_is_made(
     [
         (
             "--trainer", "{MetricLossOnly: {iteration_per_epoch: 3}}",
-            "MetricLossOnly has no argument 'iteration_per_epoch'; did you mean 'iterations_per_epoch'",
+            "MetricLossOnly has no argument 'iteration_per_epoch'; did you mean iterations_per_epoch",
         ),
         (
             "--loss_funcs", "{metric_loss: {CrossBatchPrototypeLoss: {weight: 0.3}}}",
-            "CrossBatchPrototypeLoss has no argument 'weight'; did you mean 'cross_batch_weight'",
+            "CrossBatchPrototypeLoss has no argument 'weight'; did you mean cross_batch_weight",
         ),
         (
             "--loss_funcs~OVERRIDE~",
             "{metric_loss: {CrossBatchMemory: {memory_size: 8, loss: {ContrastiveLoss: {pos_margn: 0}}}}}",
-            "ContrastiveLoss has no argument 'pos_margn'; did you mean 'pos_margin'",
+            "ContrastiveLoss has no argument 'pos_margn'; did you mean pos_margin",
         ),
         (
             "--hook_container", "{HookContainer: {picture_intervall: 2}}",
-            "HookContainer has no argument 'picture_intervall'; did you mean 'picture_interval'",
+            "HookContainer has no argument 'picture_intervall'; did you mean picture_interval",
         ),
         (
             "--optimizers", "{trunk_optimizer: {Adam: {lrr: 0.1}}}",
-            "Adam has no argument 'lrr'; did you mean 'lr'",
+            "Adam has no argument 'lrr'; did you mean lr",
         ),
         (
             "--optimizers", "{trunk_optimizer: {prototype_lr: 0.1}}",
-            "trunk_optimizer has no option 'prototype_lr'; did you mean 'prototypes_lr'",
+            "trunk_optimizer has no option 'prototype_lr'; did you mean prototypes_lr",
         ),
         (
             "--split_manager", "{ClassDisjointSplitManager: {testsize: 0.5}}",
-            "ClassDisjointSplitManager has no argument 'testsize'; did you mean 'test_size'",
+            "ClassDisjointSplitManager has no argument 'testsize'; did you mean test_size",
         ),
     ],
 )  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_misspelt_key_of_a_yaml_file_is_named_and_others_pass(run, no_training
         "--config_protocol", "[small, small_xml, mine]", "--check_untrained_accuracy", "False",
     ]  # fmt: skip
     mine.write_text("num_epoch_train: 1\n")
-    with pytest.raises(ValueError, match=r"'num_epoch_train'.*did you mean 'num_epochs_train'\?"):
+    with pytest.raises(ValueError, match=r"'num_epoch_train'.*did you mean num_epochs_train\?"):
         run(*arguments)
     mine.write_text("layers_to_extract: [1]\n")
     with pytest.raises(AssertionError, match="training began"):
@@ -189,7 +189,7 @@ def test_a_key_of_no_yaml_file_is_named_with_the_nearest_before_training(run, no
         (["--evaluate"], "no experiment with saved configs"),
         (["--num_epoch_train", "1"], "did you mean --num_epochs_train"),
         (["--dataset_roots", "here"], r"did you mean --dataset_root\?"),
-        (["--sampler~OVERRIDE~", "{MPerClasSampler: {m: 4}}"], "did you mean 'MPerClassSampler'"),
+        (["--sampler~OVERRIDE~", "{MPerClasSampler: {m: 4}}"], "did you mean MPerClassSampler"),
     ],
 )
 def test_the_command_tells_a_users_error_in_one_line(flags, message, tmp_path, capsys, no_training):

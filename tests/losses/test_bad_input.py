@@ -41,9 +41,9 @@ class TestBadInput:
             ),
             ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance, got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
-            ({"weight": 0.3}, TypeError, "got weight. Did you mean cross_batch_weight?"),
+            ({"weight": 0.3}, TypeError, "got weight; did you mean cross_batch_weight?"),
             ({"k": 3}, TypeError, r"among loss, pooling, .*, collect_stats, got k$"),
-            ({"embedding_reg": 1}, TypeError, "got embedding_reg. Did you mean embedding_reg_weight?"),
+            ({"embedding_reg": 1}, TypeError, "got embedding_reg; did you mean embedding_reg_weight?"),
             (
                 {"expressed_loss": losses.ProxyNCALoss(4, 6)},
                 ValueError,
