@@ -29,8 +29,9 @@ class Arm:
 
     Attributes:
         term: "untouched", the pretrained features; "plain", no second term; "xml", the loss of the package
-            with its defaults; "control", the same second loss on Y; "expressed", a variant of the
-            formulation, which the other attributes describe. At their defaults it is "xml".
+            with its defaults; "control", the same second loss on Y; "both", 0.75 of "xml" and 0.25 of the
+            second loss on Y; "expressed", a variant of the formulation, which the other attributes describe.
+            At their defaults it is "xml".
         weight: λ in (1 − λ) ℓ(Y) + λ ℓ_2.
         ridge: ε, relative to the histograms' variance.
         num_prototypes: m.
@@ -64,6 +65,7 @@ VARIANTS = (
     Arm("expressed", num_prototypes=64, adds_mean=True),
     Arm("expressed", 0.1, num_prototypes=64),
     CONTROL,
+    Arm("both"),
 )
 
 
@@ -148,6 +150,7 @@ def build_loss(arm: Arm, loss: nn.Module, pooling: PrototypePooling) -> nn.Modul
     if arm.term == "xml":
         return CrossBatchPrototypeLoss(loss, pooling=pooling)
     second_loss = losses.ContrastiveLoss(pos_margin=0, neg_margin=1)
+    xml = CrossBatchPrototypeLoss(loss, pooling=pooling) if arm.term == "both" else None
 
     class WithSecondTerm(nn.Module):
         def __init__(self) -> None:
@@ -157,6 +160,9 @@ def build_loss(arm: Arm, loss: nn.Module, pooling: PrototypePooling) -> nn.Modul
 
         def forward(self, embeddings: Tensor, labels: Tensor, tuples: tuple[Tensor, ...] | None) -> Tensor:
             second = embeddings
+            if xml is not None:
+                both: Tensor = 0.75 * xml(embeddings, labels, tuples) + 0.25 * second_loss(embeddings, labels)
+                return both
             if arm.term == "expressed":
                 second = express(pooling.histograms_of(embeddings), embeddings, arm)
             pairs = pairs_of(labels, arm.pairs)
