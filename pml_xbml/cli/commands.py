@@ -27,6 +27,11 @@ def demo(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """The comparison that the options ask for."""
+    if "copies" in options and "freeze" not in options:
+        raise ValueError(
+            "copies must come with freeze, whose activations they are computed for, "
+            f"got {options.copies} without it"
+        )
     depending: dict[str, Any] = {}
     if options.dataset != "glyphs" and "train_classes" not in options:
         depending["train_classes"] = None

@@ -25,8 +25,9 @@ _PML_DATASETS = {
     "cars196": pml_datasets.Cars196,
     "sop": pml_datasets.StanfordOnlineProducts,
 }
+_WITH_ROOT = (*_PML_DATASETS, "inshop")
 #: What a data set can be called; anything else is a folder.
-NAMED_DATASETS = ("glyphs", *_PML_DATASETS, "inshop")
+NAMED_DATASETS = ("glyphs", *_WITH_ROOT)
 
 # Mean and standard deviation of ImageNet's channels, which pretrained weights expect.
 _NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -100,8 +101,16 @@ def load_splits(
         The splits.
 
     Raises:
-        ValueError: if there is no such data set or folder, or it has too few classes.
+        ValueError: if there is no such data set or folder, it has too few classes, or it is glyphs or a
+            folder and there is a ``root`` or ``download`` beside it.
     """
+    if dataset not in _WITH_ROOT:
+        for name, value in (("root", root), ("download", download)):
+            if value:
+                raise ValueError(
+                    f"{name} must be left out with dataset={dataset!r}, got {value!r}: it is for "
+                    f"{', '.join(_WITH_ROOT)}"
+                )
     if dataset == "glyphs" and image_size is None:
         return _load_small_glyphs(train_classes)
     return _load_splits(dataset, root, train_classes, image_size, download)

@@ -114,6 +114,16 @@ def format_p(p_value: float) -> str:
     return f"{p_value:.3f}" if not p_value < 0.001 else "<0.001"
 
 
+def format_points(difference: float) -> str:
+    """A difference in percentage points, with its sign; what rounds to zero is +0.00.
+
+    Example:
+        >>> format_points(-1.404), format_points(-0.004)
+        ('-1.40', '+0.00')
+    """
+    return f"{round(difference, 2) + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
+
+
 def _t_test(differences: np.ndarray) -> tuple[float, float, float]:
     if len(differences) == 1:
         return float("nan"), float("nan"), float("nan")

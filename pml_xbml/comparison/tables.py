@@ -10,7 +10,7 @@ from ..checkpoint.atomic_file import atomic_file
 from .paired_results import PairedResults
 from .result import METRICS, Result, Split
 from .run_config import Arm
-from .statistics import PairedDifference, format_p
+from .statistics import PairedDifference, format_p, format_points
 
 CLASSES: dict[Split, str] = {
     "test": "classes never seen in training",
@@ -60,8 +60,8 @@ def difference_cells(test: PairedDifference) -> list[str]:
     """A paired difference in the cells of a table."""
     several = test.num_seeds > 1
     return [
-        f"{test.difference:+.2f}",
-        f"[{test.low:+.2f}, {test.high:+.2f}]" if several else "–",
+        format_points(test.difference),
+        f"[{format_points(test.low)}, {format_points(test.high)}]" if several else "–",
         format_p(test.p_value) if several else "–",
         f"{test.num_better} of {test.num_seeds}",
     ]

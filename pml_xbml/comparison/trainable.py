@@ -112,7 +112,9 @@ def _check_network(settings: RunConfig) -> None:
     except ValueError as error:
         raise ValueError(
             "trunk must be a network that averages local features, or gives them, got "
-            f"{settings.trunk!r}: {error}"
+            f"{settings.trunk!r}: {error}. Here that part is what a function of yours returns, as trunk "
+            "package.module:function or path/to/file.py:function; `pool` is an argument of "
+            "PrototypePoolingTrunk alone"
         ) from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from .paired_results import PairedResults
 from .result import METRICS, PRIMARY_METRIC, Result, Split
 from .run_config import Arm, RunConfig
-from .statistics import MIN_SEEDS, PairedDifference, Verdict, format_p, holm
+from .statistics import MIN_SEEDS, PairedDifference, Verdict, format_p, format_points, holm
 from .tables import CLASSES
 
 _METRIC = METRICS[PRIMARY_METRIC]
@@ -59,12 +59,17 @@ class LossVerdict:
         return _beats(self.against_plain, self.untouched)
 
     @property
+    def control_beats_untouched(self) -> bool:
+        """Whether there is a control that is better, on average, than the network without training."""
+        return _control_beats(self.against_control, self.untouched)
+
+    @property
     def winner(self) -> Arm | None:
         """The arm to use; None where there are too few seeds to tell."""
         if self.against_plain.num_seeds < MIN_SEEDS:
             return None
         if not self.beats_untouched:
-            return "untouched"
+            return "control" if self.control_beats_untouched else "untouched"
         if self.verdict != "helps":
             return "plain"
         return "control" if self.verdict_over_control == "hurts" else "xml"
@@ -132,7 +137,9 @@ def format_verdicts(verdicts: Sequence[LossVerdict]) -> str:
         several losses; and a sentence for each loss.
     """
     beaten = [
-        _below_untouched(verdict.paired.loss, verdict.against_plain, verdict.untouched, "test")
+        _below_untouched(
+            verdict.paired.loss, verdict.against_plain, verdict.against_control, verdict.untouched, "test"
+        )
         for verdict in verdicts
         if not verdict.beats_untouched
     ]
@@ -158,12 +165,13 @@ def format_recommendations(paired_results: Sequence[PairedResults], untouched: R
     for paired in choose_weights(paired_results):
         test = paired.t_test(PRIMARY_METRIC, "validation")
         if not _beats(test, level):
-            beaten.append(_below_untouched(paired.loss, test, level, "validation"))
+            control = paired.t_test(PRIMARY_METRIC, "validation", "control") if paired.control else None
+            beaten.append(_below_untouched(paired.loss, test, control, level, "validation"))
         sentences.append(
             f"{paired.loss}: weight {paired.cross_batch_weight:g} has the best validation {_METRIC} of XML, "
-            f"{test.difference:+.2f} points from plain. The validation classes have chosen the epochs, and "
-            "the weight if there were several, so measure that weight with another --seed, without "
-            "--validation-only."
+            f"{format_points(test.difference)} points from plain. The validation classes have chosen the "
+            "epochs, and the weight if there were several, so measure that weight with another --seed, "
+            "without --validation-only."
         )
     return "\n".join([*beaten, *sentences])
 
@@ -184,18 +192,33 @@ def _beats(test: PairedDifference, untouched: float | None) -> bool:
     return untouched is None or max(test.baseline, test.candidate) > untouched
 
 
-def _below_untouched(loss: str, test: PairedDifference, untouched: float | None, split: Split) -> str:
-    return (
-        f"{loss}: neither plain training ({_METRIC} {test.baseline:.2f}) nor XML ({test.candidate:.2f}) "
-        f"beats the untouched network ({untouched:.2f}) on {CLASSES[split]}; use it as it is, or train with "
-        "other settings."
+def _control_beats(against_control: PairedDifference | None, untouched: float | None) -> bool:
+    return against_control is not None and untouched is not None and against_control.baseline > untouched
+
+
+def _below_untouched(
+    loss: str,
+    against_plain: PairedDifference,
+    against_control: PairedDifference | None,
+    untouched: float | None,
+    split: Split,
+) -> str:
+    unbeaten = (
+        f"{loss}: neither plain training ({_METRIC} {against_plain.baseline:.2f}) nor XML "
+        f"({against_plain.candidate:.2f}) beats the untouched network ({untouched:.2f}) on {CLASSES[split]}"
     )
+    if against_control is not None and _control_beats(against_control, untouched):
+        return (
+            f"{unbeaten}, but the control does ({against_control.baseline:.2f}); use the control, the second "
+            "loss on the embeddings themselves, or train with other settings."
+        )
+    return f"{unbeaten}; use it as it is, or train with other settings."
 
 
 def _sentence(verdict: LossVerdict) -> str:
     test = verdict.against_plain
     xml = f"{verdict.paired.loss}: XML with weight {verdict.paired.cross_batch_weight:g}"
-    measured = f"{_METRIC} on unseen classes changes by {test.difference:+.2f} points"
+    measured = f"{_METRIC} on unseen classes changes by {format_points(test.difference)} points"
     if test.num_seeds < MIN_SEEDS:
         return (
             f"{xml} cannot be told from noise with {test.num_seeds} seed(s): {measured}; compare with at "
@@ -217,7 +240,7 @@ def _measured_over_control(verdict: LossVerdict) -> str:
     if test is None:
         return ""
     decisive = _decisive(test, verdict.control_p_value, verdict.num_losses)
-    return f"Over the control it changes by {test.difference:+.2f} points ({decisive})"
+    return f"Over the control it changes by {format_points(test.difference)} points ({decisive})"
 
 
 def _over_control(verdict: LossVerdict) -> str:
@@ -237,7 +260,7 @@ def _over_control(verdict: LossVerdict) -> str:
 def _decisive(test: PairedDifference, p_value: float, num_losses: int) -> str:
     """The figure that the verdict is by."""
     if num_losses == 1:
-        figure = f"95% interval {test.low:+.2f} to {test.high:+.2f}"
+        figure = f"95% interval {format_points(test.low)} to {format_points(test.high)}"
     else:
         p = format_p(p_value)
         figure = f"p {p if p.startswith('<') else f'= {p}'}, corrected for {num_losses} losses"
@@ -255,7 +278,7 @@ def _summary(verdicts: Sequence[LossVerdict]) -> str:
         p_values = [format_p(p) if test.num_seeds > 1 else "–" for p in (test.p_value, verdict.p_value)]
         lines.append(
             f"{paired.loss:<20}{paired.cross_batch_weight:>8g}{test.baseline:>8.2f}{test.candidate:>8.2f}"
-            f"{test.difference:>+12.2f}{p_values[0]:>8}{p_values[1]:>10}{verdict.verdict:>10}"
+            f"{format_points(test.difference):>12}{p_values[0]:>8}{p_values[1]:>10}{verdict.verdict:>10}"
         )
     return "\n".join(
         [*lines, f"p (Holm), p corrected for {len(verdicts)} losses, decides: below 0.05 is no chance."]

@@ -214,6 +214,15 @@ def refused(line, capsys):
         (["compare", "--jobs", "0"], "--jobs: must be an integer of at least 1, got '0'"),
         (["compare", "--copies", "0"], "--copies: must be an integer of at least 1, got '0'"),
         (["compare", "--patience", "-1"], "--patience: must be an integer of at least 1, got '-1'"),
+        (["compare", "--copies", "4"], "--copies must come with freeze, whose"),
+        (
+            ["compare", "--root", "there"],
+            "--root must be left out with --dataset='glyphs', got 'there': it is",
+        ),
+        (
+            ["compare", "--download"],
+            "--download must be left out with --dataset='glyphs', got True: it is for cub",
+        ),
         (["demo", "--iterations", "230"], "--iterations must be a multiple of --iterations-per-epoch"),
         (["compare", "--trunk", "resnet1800"], "--trunk must be 'small'"),
         (["compare", "--batch-size", "30"], "--batch-size must be a multiple of 2"),
@@ -244,6 +253,10 @@ def maps():
     return torch.nn.Conv2d(3, 8, 3)
 
 
+def vectors():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(8))
+
+
 def wants(channels):
     return maps()
 """
@@ -270,6 +283,11 @@ def wants(channels):
         (["--trunk", "{folder}/networks.py:maps", "--freeze", "auto"], "--freeze='auto' must find"),
         (["--num-prototypes", "100000"], "--num-prototypes must be at most .*, got 100000"),
         (["--batch-size", "48"], r"--batch-size must be at most --samples-per-class \* training classes"),
+        (["--root", "there"], "--root must be left out with --dataset='.*', got 'there': it is for cub"),
+        (
+            ["--trunk", "{folder}/networks.py:vectors"],
+            "--trunk must be .*what a function of yours returns, as",
+        ),
         (["--image-size", "1"], "--trunk must train on images of 1 pixels, got 'small', .*--image-size=1"),
     ],
 )

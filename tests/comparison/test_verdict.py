@@ -23,6 +23,8 @@ def verdict_on(results, untouched=None):
         (NOISE, "cannot be told from noise: .*95% interval .* Leave it off", "plain"),
         ([0.01] * 4, "cannot be told from noise with 4 seed.*compare with at least 5 seeds", None),
         ([1e-14] * 5, r"cannot be told from noise: .* \+0.00 points", "plain"),
+        # Each counts, their mean rounds to zero.
+        ([-1e-4, 1e-4, -1e-4, 0, 0], r"cannot be told from noise: .* \+0.00 points", "plain"),
     ],
 )
 def test_verdict_on_one_loss(make_results, differences, words, winner):
@@ -139,6 +141,20 @@ def test_an_untouched_network_that_is_not_beaten_and_a_control(make_result, make
         r"Over the control it changes by \+0.90 points \(.*It is still no better than the unt", second
     )
     assert "Turn it on" not in second
+
+
+def test_a_control_that_alone_beats_the_untouched_network_is_the_one_to_use(make_result, make_results):
+    given = make_results(BETTER)
+    given += [make_result(seed, 0.61, weight=0.1, control=True, validation=0.61) for seed in range(5)]
+    untouched = make_result(0, 0.6, iterations=0, validation=0.6)
+    verdicts = judge(pair_results(given), untouched)
+    [first, _] = format_verdicts(verdicts).splitlines()
+    assert first.startswith(
+        UNBEATEN.replace("; use it as it is, ", ", but the control does (61.00); use the")
+    )
+    assert winning_run(verdicts, untouched).arm == "control"
+    text = format_recommendations(pair_results(given), untouched)
+    assert re.match(r"contrastive: neither .* the validation classes, but the control does \(61.00\)", text)
 
 
 def test_the_untouched_network_is_compared_on_the_classes_that_are_reported(make_result, make_results):
