@@ -126,7 +126,7 @@ def _add_compare(subparsers: Any) -> None:
         dest="with_control",
         action="store_true",
         help="add runs whose second term is the same loss on the embeddings themselves, without the "
-        "cross-batch fit: they tell whether a gain is that of the fit",
+        "cross-batch fit: they tell whether a gain is that of the fit; of contrastive loss the plain runs do",
     )
     compared.add_argument(
         "--seeds",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..checkpoint.atomic_file import atomic_file
 from ..losses import CrossBatchPrototypeLoss
+from .control_loss import ITS_OWN_CONTROL
 from .data_summary import data_summary
 from .figures import plot_differences, plot_learning_curves
 from .image_folder import check_images, check_no_own_reference, describe_unusual, open_image_folders
@@ -110,7 +111,8 @@ def plan_runs(
         losses: names of the table ``LOSSES``.
         weights: the λ's; None takes the default of ``CrossBatchPrototypeLoss``.
         num_seeds: number of seeds, counted up from the first.
-        control: add to each XML run one whose second term is the same loss on the embeddings themselves.
+        control: add to each XML run one whose second term is the same loss on the embeddings themselves. Of
+            contrastive loss that is plain training, so that none is added.
 
     Returns:
         The runs, seed by seed, so that whoever stops early has compared some seeds and not some losses.
@@ -133,7 +135,7 @@ def plan_runs(
             for weight in dict.fromkeys([DEFAULT_WEIGHT] if weights is None else weights):
                 xml = dataclasses.replace(settings, loss=loss, seed=seed, cross_batch_weight=weight)
                 runs.append(xml)
-                if control:
+                if control and loss != ITS_OWN_CONTROL:
                     runs.append(dataclasses.replace(xml, control=True))
     return runs
 
@@ -193,6 +195,8 @@ def compare(
         check_images(parts.values())
         check_no_own_reference(parts)
         remarks = describe_unusual(parts.values())
+    if control and ITS_OWN_CONTROL in losses:
+        remarks.append(f"{ITS_OWN_CONTROL}: its control is plain training, so that no runs are added for it.")
     print("\n".join([data_summary(splits, settings.samples_per_class), *remarks]), flush=True)
     unfinished.folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -3,6 +3,9 @@ from torch import Tensor
 
 from ..losses import CrossBatchPrototypeLoss
 
+#: The loss that ℓ_c is of: beside it, the second term would be the first one again.
+ITS_OWN_CONTROL = "contrastive"
+
 
 class ControlLoss(torch.nn.Module):
     """(1 − λ) ℓ(Y) + λ ℓ_c(Y): an XML loss whose second term sees the embeddings themselves, Y in place of Ŷ.

@@ -101,6 +101,7 @@ def footnotes(has_control: bool, has_untouched: bool) -> str:
     if has_control:
         notes += [
             "control: the second term is its loss on the embeddings themselves, without the cross-batch fit.",
+            "For contrastive loss that is plain training.",
         ]
     return "\n".join(notes)
 

@@ -29,7 +29,8 @@ class LossVerdict:
         against_control: XML against the control, if there is one.
         p_value: of XML against plain training, corrected for the number of losses.
         control_p_value: of XML against the control, corrected likewise; NaN without a control.
-        num_losses: how many losses the p-values are corrected for.
+        num_losses: how many losses ``p_value`` is corrected for.
+        num_controls: how many losses ``control_p_value`` is corrected for.
         untouched: MAP@R of the pretrained network without training, in percent, if there is one.
     """
 
@@ -39,6 +40,7 @@ class LossVerdict:
     p_value: float
     control_p_value: float
     num_losses: int
+    num_controls: int
     untouched: float | None
 
     @property
@@ -95,9 +97,10 @@ def judge(paired_results: Sequence[PairedResults], untouched: Result | None = No
     ]
     p_values = holm([test.p_value for test in against_plain])
     control_p_values = holm([float("nan") if test is None else test.p_value for test in against_control])
+    num_controls = sum(test is not None for test in against_control)
     level = _level(untouched, "test")
     return [
-        LossVerdict(*row, len(chosen), level)
+        LossVerdict(*row, len(chosen), num_controls, level)
         for row in zip(chosen, against_plain, against_control, p_values, control_p_values, strict=True)
     ]
 
@@ -239,7 +242,7 @@ def _measured_over_control(verdict: LossVerdict) -> str:
     test = verdict.against_control
     if test is None:
         return ""
-    decisive = _decisive(test, verdict.control_p_value, verdict.num_losses)
+    decisive = _decisive(test, verdict.control_p_value, verdict.num_controls)
     return f"Over the control it changes by {format_points(test.difference)} points ({decisive})"
 
 

@@ -7,8 +7,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from pml_xbml.comparison import DEFAULT_WEIGHT, compare, plan_runs
+from pml_xbml.comparison.control_loss import ITS_OWN_CONTROL, ControlLoss
+from pml_xbml.comparison.loss_table import LOSSES
 from pml_xbml.comparison.paired_results import pair_results
 from pml_xbml.comparison.python_code import python_code
 from pml_xbml.losses import CrossBatchPrototypeLoss
@@ -49,6 +52,21 @@ def test_plan_with_a_control(tiny_run):
         ("control", 0.3),
     ]
     assert len({run.name for run in runs}) == len(runs)
+
+
+def test_contrastive_loss_is_its_own_control(tiny_run):
+    runs = plan_runs(tiny_run, ["contrastive", "triplet"], [0.1], num_seeds=1, control=True)
+    assert [(run.loss, run.arm) for run in runs] == [
+        ("contrastive", "plain"),
+        ("contrastive", "xml"),
+        ("triplet", "plain"),
+        ("triplet", "xml"),
+        ("triplet", "control"),
+    ]
+    loss = LOSSES[ITS_OWN_CONTROL].build(num_classes=4, embedding_size=8)
+    embeddings = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(16) % 4
+    assert ControlLoss(loss, 0.3)(embeddings, labels) == pytest.approx(float(loss(embeddings, labels)))
 
 
 def test_plan_of_a_pretrained_network_begins_with_the_network_as_it_is(tiny_run):

@@ -35,7 +35,7 @@ def test_command_lines_are_parsed(tmp_path, monkeypatch):
         (options.freeze, getattr(options, "patience", None), options.with_control) for options in parsed
     ] == [
         ("auto", 4, True),
-        ("auto", None, False),
+        ("auto", None, True),
     ]
 
 

@@ -200,6 +200,18 @@ def test_verdict_with_a_control(make_result, make_results, control, words, winne
     assert winning_run(verdicts).arm == winner
 
 
+def test_a_control_is_corrected_for_the_losses_that_have_one(make_result, make_results):
+    given = make_results(BETTER) + make_results(BETTER, loss="triplet")
+    given += [make_result(seed, 0.5, loss="triplet", weight=0.1, control=True) for seed in range(5)]
+    first, second = judge(pair_results(given))
+    assert (first.num_losses, first.num_controls) == (2, 1)
+    assert second.control_p_value == second.against_control.p_value
+    *_, sentence = format_verdicts([first, second]).splitlines()
+    assert re.search(
+        r"corrected for 2 losses.* Over the control it changes by \+1.40 points \(95% int", sentence
+    )
+
+
 def test_on_validation_classes_the_best_weight_is_recommended_and_nothing_is_decided(make_result):
     given = [make_result(seed, None, validation=0.5) for seed in range(5)]
     for weight, by in ((0.1, 0.02), (0.3, 0.04), (0.5, 0.03)):
