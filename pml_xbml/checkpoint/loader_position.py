@@ -164,7 +164,12 @@ def _kept_attributes(sampler: Sampler) -> tuple[str, ...] | None:
     """None for a sampler that is not known; nothing of one that tells its state itself."""
     if _is_stateful(sampler):
         return ()
-    known = (names for known_type, names in _KEPT_ATTRIBUTES.items() if isinstance(sampler, known_type))
+    # A subclass that draws in a way of its own may keep something for it.
+    known = (
+        names
+        for known_type, names in _KEPT_ATTRIBUTES.items()
+        if isinstance(sampler, known_type) and type(sampler).__iter__ is known_type.__iter__
+    )
     return next(known, None)
 
 

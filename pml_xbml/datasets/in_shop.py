@@ -39,8 +39,9 @@ class InShop(_pml.BaseDataset):
     Raises:
         ValueError: if ``download`` is true, if there is no such split, if ``root`` is not a folder, or if
             ``list_eval_partition.txt`` is malformed: a line is not as distributed, an image is listed twice
-            or lies outside of the folder, an item is both to train on and to search, a split is empty, or
-            the file is cut short. The message names the line.
+            or lies outside of the folder, an item is both to train on and to search, or to search with and
+            not in the gallery, a split is empty, or the file is cut short or no UTF-8. The message names the
+            line.
         FileNotFoundError: if ``list_eval_partition.txt`` or an image of the split is missing.
     """
 
@@ -133,7 +134,14 @@ def _first_existing(paths: list[Path], root: Path) -> Path:
 def _read_partition(path: Path) -> list[_Row]:
     """The rows of the file: a count, then the names of the columns, then a row an image."""
     # Some editors start the file with a byte order mark.
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    content = path.read_bytes()
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {number} of {path} must be text in UTF-8, got {content[error.start : error.end]!r}"
+        ) from error
 
     def malformed(number: int, expected: str) -> ValueError:
         came = repr(lines[number - 1]) if number <= len(lines) else "the end of the file"
@@ -146,6 +154,7 @@ def _read_partition(path: Path) -> list[_Row]:
     rows: list[_Row] = []
     line_of_image: dict[str, int] = {}
     first_of_item: dict[str, tuple[int, str]] = {}  # line and status
+    first_query: dict[str, int] = {}  # line
     for number, line in enumerate(lines[2:], start=3):
         values = line.split()
         if not values:
@@ -162,10 +171,16 @@ def _read_partition(path: Path) -> list[_Row]:
         line_of_item, status = first_of_item.setdefault(row.item_id, (number, row.status))
         if (status == "train") != (row.status == "train"):
             raise malformed(number, f"of another item: line {line_of_item} has {row.item_id} in {status}")
+        if row.status == "query":
+            first_query.setdefault(row.item_id, number)
         rows.append(row)
     if len(rows) != int(lines[0]):
         raise malformed(1, f"the number of images, {len(rows)} up to line {len(lines)}")
     for split in _SPLITS:
         if all(row.status != split for row in rows):
             raise malformed(len(lines) + 1, f"an image of {split}, which has none")
+    in_gallery = {row.item_id for row in rows if row.status == "gallery"}
+    for item_id, number in first_query.items():
+        if item_id not in in_gallery:
+            raise malformed(number, f"of an item in the gallery, where no image of {item_id} is")
     return rows

@@ -36,6 +36,8 @@ class PoolingReference:
         self.target = pooling
         self._holder = getattr(holder, "pooling", holder)
 
+    # Compiled code has no graph of autograd that could be read. A compiled loss leaves it for this.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def histograms_of(self, embeddings: Tensor) -> Tensor | None:
         """The histograms of the last forward, which must have given the embeddings.
 

@@ -151,8 +151,10 @@ class PrototypePooling(torch.nn.Module):
         """The histograms of the images whose embeddings came from the last forward, for a loss.
 
         Other forwards may have run before, and their outputs may be kept; only embeddings of one of them are
-        an error. This is read from the graph of autograd, under ``torch.compile`` too. It cannot be known
-        while the prototypes are frozen, or for embeddings without a graph that leads to the pooling.
+        an error. This is read from the graph of autograd, of compiled trunks too. It cannot be known while
+        the prototypes are frozen, for embeddings without a graph that leads to the pooling, or of forwards
+        that ``torch.compile`` made one graph of. Within compiled code it is not checked:
+        ``CrossBatchPrototypeLoss`` leaves it for this.
 
         Args:
             embeddings: (B, D), computed from the output of the last forward.

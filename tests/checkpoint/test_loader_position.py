@@ -135,6 +135,33 @@ def test_of_another_sampler_the_generators_are_kept_and_a_warning_says_so_once(t
     assert runs[1].trainer.sampler.rng.bit_generator.state == expected
 
 
+class EpochCountingSampler(data.RandomSampler):
+    """Draws by an epoch that it counts, so that another pass is another order."""
+
+    epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        self.generator = torch.Generator().manual_seed(self.epoch)
+        return super().__iter__()
+
+
+class RenamedSampler(data.RandomSampler):
+    """Draws as it always did."""
+
+
+@pytest.mark.parametrize(("sampler_class", "warns"), [(EpochCountingSampler, True), (RenamedSampler, False)])
+def test_a_subclass_of_a_known_sampler_is_known_if_it_draws_alike(
+    tiny_run, tmp_path, caplog, sampler_class, warns
+):
+    caplog.set_level(logging.WARNING, c_f.LOGGER.name)
+    run = tiny_run(tmp_path, picture_interval=None)
+    run.trainer.sampler = sampler_class(range(36))
+    run.train(1)
+    messages = [record.getMessage() for record in caplog.records]
+    assert any(text.startswith(f"Of {sampler_class.__name__} the") for text in messages) == warns
+
+
 def test_a_loaders_own_generator_is_not_kept_and_a_warning_says_so(tiny_run, tmp_path, caplog):
     caplog.set_level(logging.WARNING, c_f.LOGGER.name)
     run = tiny_run(tmp_path, picture_interval=None)

@@ -90,3 +90,33 @@ def test_the_whole_step_runs_compiled_with_the_same_numbers(training):
         torch.testing.assert_close(value.detach(), expected)
         for name, parameter in training.network.named_parameters():
             torch.testing.assert_close(parameter.grad, expected_gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_loss_refuses_embeddings_of_an_earlier_forward(training, backend):
+    compiled = torch.compile(training.loss, backend=backend)
+    kept = training.network(training.images)
+    training.network(training.images.flip(0))
+    with pytest.raises(ValueError, match="must come from the last forward"):
+        compiled(kept, training.labels)
+
+
+def test_a_compiled_step_refuses_embeddings_of_an_earlier_forward(training):
+    def step(images, labels):
+        return training.loss(kept, labels) + training.network(images).sum()
+
+    kept = training.network(training.images)
+    training.network(training.images.flip(0))
+    with pytest.raises(ValueError, match="must come from the last forward"):
+        torch.compile(step, backend="aot_eager")(training.images, training.labels)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_loss_gives_the_same_numbers(training, backend):
+    expected, expected_gradients = training.loss_and_gradients()
+    training.loss = torch.compile(training.loss, backend=backend)
+    for _ in range(2):
+        training.network.zero_grad()
+        value, gradients = training.loss_and_gradients()
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradients, expected_gradients)

@@ -196,6 +196,27 @@ def test_a_count_that_does_not_fit_is_named(root, count):
     )
 
 
+def test_a_query_of_which_the_gallery_has_nothing_is_named(root):
+    path = root / "Eval" / "list_eval_partition.txt"
+    rows = [*ROWS, ("img/WOMEN/x.jpg", "id_00000500", "query")]
+    path.write_text(partition(rows))
+    with pytest.raises(ValueError, match="in the gallery") as error:
+        InShop(root)
+    assert f"line {len(rows) + 2} of {path} must be of an item in the gallery, where no image of" in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(("encoding", "number"), [("latin-1", 4), ("utf-16", 1)])
+def test_another_encoding_is_named(root, encoding, number):
+    path = root / "Eval" / "list_eval_partition.txt"
+    first, second, *others = ROWS
+    rows = [first, (second[0].replace("img/", "img/Röcke/"), *second[1:]), *others]
+    path.write_bytes(partition(rows).encode(encoding))
+    with pytest.raises(ValueError, match=f"line {number} of .* must be text in UTF-8, got b'"):
+        InShop(root)
+
+
 def test_a_byte_order_mark_and_empty_lines_are_no_error(root):
     (root / "Eval" / "list_eval_partition.txt").write_text(
         "\ufeff" + partition() + "\n  \n", encoding="utf-8"
