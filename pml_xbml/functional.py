@@ -317,8 +317,8 @@ def greedy_k_center(points: Tensor, num_centers: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be greater than 0, got {temperature}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 def _check_similarity(similarity: str) -> None:
@@ -328,4 +328,4 @@ def _check_similarity(similarity: str) -> None:
 
 def _check_ridge(ridge: float) -> None:
     if not 0 < ridge < float("inf"):
-        raise ValueError(f"ridge must be greater than 0 and finite, got {ridge}")
+        raise ValueError(f"ridge must be positive and finite, got {ridge}")

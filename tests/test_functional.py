@@ -108,10 +108,12 @@ class TestHistograms:
         with pytest.raises(ValueError, match="cosine, dot, got 'euclid'"):
             functional.histograms(torch.ones(1, 1, 1), torch.ones(1, 1), similarity="euclid")
 
-    @pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
-    def test_refuse_a_temperature_that_is_not_positive(self, temperature):
+    @pytest.mark.parametrize("temperature", [0, -0.1, float("nan"), float("inf")])
+    def test_refuse_a_temperature_that_is_not_positive_and_finite(self, temperature):
         for function in (functional.assignments, functional.histograms):
-            with pytest.raises(ValueError, match=f"temperature must be greater than 0, got {temperature}"):
+            with pytest.raises(
+                ValueError, match=f"temperature must be positive and finite, got {temperature}"
+            ):
                 function(torch.ones(1, 1, 1), torch.ones(1, 1), temperature)
 
     @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -270,7 +272,7 @@ class TestRidgeFit:
     @pytest.mark.parametrize("function", [functional.ridge_fit, functional.cross_batch_expression])
     @pytest.mark.parametrize("ridge", [0, -1, float("nan"), float("inf")])
     def test_refuses_a_ridge_that_is_not_positive_and_finite(self, function, ridge):
-        with pytest.raises(ValueError, match=f"greater than 0 and finite, got {ridge}"):
+        with pytest.raises(ValueError, match=f"positive and finite, got {ridge}"):
             function(simplex(4, 2), double(4, 2), ridge)
 
     def test_recursion_with_covariance_equals_one_fit_on_the_union(self):

@@ -13,7 +13,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     process that is killed leaves the hidden file, and the next write of the same path overwrites it.
 
     Args:
-        path: The file to write. Its folder has to exist.
+        path: the file to write. Its folder has to exist.
 
     Returns:
         A context manager that gives the open binary file.

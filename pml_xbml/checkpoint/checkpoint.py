@@ -51,8 +51,8 @@ class Checkpoint:
     ``_carried_state``, a tuple of attributes that are tensors or plain values.
 
     Args:
-        path: The file. Each process of a distributed run needs its own.
-        record_keeper: The record keeper of the run.
+        path: the file. Each process of a distributed run needs its own.
+        record_keeper: the record keeper of the run.
     """
 
     def __init__(self, path: str | os.PathLike[str], record_keeper: RecordKeeper) -> None:
@@ -72,9 +72,9 @@ class Checkpoint:
         """Saves the records and replaces the file. Follow it with :meth:`restart_loader` to train on.
 
         Args:
-            trainer: A trainer between two epochs, or before the first.
-            epoch: The number of epochs done.
-            is_finished: Whether training is not to go on from here.
+            trainer: a trainer between two epochs, or before the first.
+            epoch: the number of epochs done.
+            is_finished: whether training is not to go on from here.
 
         Raises:
             ValueError: if the trainer holds something that could be written but not read again. The former
@@ -115,7 +115,7 @@ class Checkpoint:
         Nothing may draw a random number between this and ``trainer.train``.
 
         Args:
-            trainer: A trainer, built as the one that was saved.
+            trainer: a trainer, built as the one that was saved.
 
         Returns:
             The number of epochs done, and whether training is finished.

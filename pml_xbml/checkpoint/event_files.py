@@ -19,7 +19,7 @@ def own_suffix(writer: SummaryWriter) -> str:
     """Gives the event files that a writer opens from here on a suffix that no other run has.
 
     Args:
-        writer: The writer of the run. What it wrote before the first call stays where it is and counts as
+        writer: the writer of the run. What it wrote before the first call stays where it is and counts as
             written before the run.
 
     Returns:
@@ -37,8 +37,8 @@ def adopt_suffix(writer: SummaryWriter, suffix: str) -> None:
     beginning of the run, or nothing.
 
     Args:
-        writer: The writer of the resumed run.
-        suffix: What :func:`own_suffix` returned.
+        writer: the writer of the resumed run.
+        suffix: what :func:`own_suffix` returned.
     """
     opened = _opened_file(writer)
     _reopen(writer, suffix)

@@ -33,7 +33,7 @@ def set_random_state(state: RandomState) -> None:
     """Puts every global generator back to where :func:`random_state` found it.
 
     Args:
-        state: What :func:`random_state` returned.
+        state: what :func:`random_state` returned.
 
     Raises:
         ValueError: if the state holds more CUDA devices than there are.

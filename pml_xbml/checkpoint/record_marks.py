@@ -23,7 +23,7 @@ def mark_records(record_keeper: RecordKeeper) -> RecordMark:
     """Saves the records and notes how far they reach.
 
     Args:
-        record_keeper: The record keeper of the run.
+        record_keeper: the record keeper of the run.
 
     Returns:
         A dictionary of plain Python values: the last row of each SQLite table, the size in bytes of each CSV
@@ -50,8 +50,8 @@ def rewind_records(record_keeper: RecordKeeper, mark: RecordMark) -> None:
     database that several experiments share, only the rows of this one.
 
     Args:
-        record_keeper: The record keeper of the resumed run.
-        mark: What :func:`mark_records` returned.
+        record_keeper: the record keeper of the resumed run.
+        mark: what :func:`mark_records` returned.
     """
     writer = record_keeper.record_writer
     writer.records = writer.get_empty_nested_dict()

@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
         }
 
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
-        """End with an error that names the nearest options, if there are any arguments.
+        """Ends with an error that names the nearest options, if there are any arguments.
 
         Args:
             arguments: what :meth:`parse_known_args` left over.

@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Runs the command line.
 
     Args:
         argv: the arguments after the program's name; None takes them from ``sys.argv``.

@@ -54,14 +54,14 @@ class ClassSubset(torch.utils.data.Dataset[tuple[Any, int]]):
         return image, self.labels[index]
 
     def copies(self, index: int, num_copies: int) -> list[Any]:
-        """Transform an image several times, and read it once."""
+        """Transforms an image several times, and reads it once."""
         if self._kept is not None:
             return [self._kept[index]] * num_copies
         image, _ = self.dataset[self.indices[index]]
         return [self.transform(image) for _ in range(num_copies)]
 
     def keep_in_memory(self) -> None:
-        """Transform all images once and for all: for small images, and transforms without chance."""
+        """Transforms all images once and for all: for small images, and transforms without chance."""
         self._kept = [self._transformed(index) for index in range(len(self))]
 
     def _transformed(self, index: int) -> Any:

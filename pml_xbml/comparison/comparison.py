@@ -155,7 +155,7 @@ def compare(
     split: Split = "test",
     control: bool = False,
 ) -> Comparison:
-    """Compare plain training with XML: same weights at the start, same batches, another loss.
+    """Compares plain training with XML: same weights at the start, same batches, another loss.
 
     Args:
         settings: see :func:`plan_runs`.

@@ -100,7 +100,7 @@ def cache_path(stages: FrozenStages, splits: Splits[ClassSubset], copies: int, f
 
 
 def remove_other_caches(folder: Path, keep: set[Path]) -> None:
-    """Throw away the caches of settings that no run has any more."""
+    """Throws away the caches of settings that no run has any more."""
     if folder.is_dir():
         for cache in set(folder.iterdir()) - keep:
             shutil.rmtree(cache, ignore_errors=True)

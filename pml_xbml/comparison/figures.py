@@ -17,7 +17,7 @@ XML_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def plot_differences(paired_results: Sequence[PairedResults], path: Path, split: Split = "test") -> None:
-    """Plot the paired differences: a dot a seed, the mean, and its 95% interval.
+    """Plots the paired differences: a dot a seed, the mean, and its 95% interval.
 
     All panels have one x axis, so that lengths can be compared between them.
 
@@ -61,7 +61,7 @@ def plot_differences(paired_results: Sequence[PairedResults], path: Path, split:
 
 
 def plot_learning_curves(results: Iterable[Result], path: Path) -> None:
-    """Plot MAP@R on the validation classes against iterations: a thin line a run, a thick one their mean.
+    """Plots MAP@R on the validation classes against iterations: a thin line a run, a thick one their mean.
 
     The network without training, if it was measured, is a level line. Runs that stopped early end where they
     stopped, and the mean ends with the first of them.

@@ -103,7 +103,7 @@ class FrozenStages:
         return digest.hexdigest()
 
     def _try(self, name: str) -> str | None:
-        """Say why the network cannot be cut there, or remember how."""
+        """Says why the network cannot be cut there, or remembers how."""
         module = self._find(name)
         if module is None:
             return f"{type(self.network).__name__} has no module of that name"
@@ -264,7 +264,7 @@ class _Skipped:
         self.forwards[last] = self._hand_over
 
     def take(self, activations: Tensor, shape: torch.Size) -> Tensor:
-        """Keep activations for the module, and give the network an empty image of the batch's shape."""
+        """Keeps activations for the module, and gives the network an empty image of the batch's shape."""
         self.activations, self._batch_size = activations, len(activations)
         return activations.new_zeros(()).expand(len(activations), *shape[1:])
 
@@ -311,7 +311,7 @@ class _Forwards:
 
 
 def freeze_norms(network: nn.Module) -> None:
-    """Keep batch and instance normalization layers in evaluation mode whenever the network runs."""
+    """Keeps batch and instance normalization layers in evaluation mode whenever the network runs."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
 
     def evaluate_norms(*_: object) -> None:

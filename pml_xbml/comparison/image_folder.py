@@ -23,7 +23,7 @@ _SHOWN = 5
 
 
 def open_image_folders(folder: str | Path) -> dict[str, ImageFolder]:
-    """Open a folder of images, with the split that it has.
+    """Opens a folder of images, with the split that it has.
 
     Args:
         folder: holds one folder of images a class; or ``train``, perhaps ``val``, and ``test`` or ``query``
@@ -62,7 +62,7 @@ def open_image_folders(folder: str | Path) -> dict[str, ImageFolder]:
 def open_image_folder(
     folder: str | Path, fewest_classes: int = FEWEST_CLASSES, fewest_images: int = 2
 ) -> ImageFolder:
-    """Open a folder that holds one folder of images a class.
+    """Opens a folder that holds one folder of images a class.
 
     Args:
         folder: the folder, laid out as torchvision's ``ImageFolder`` expects.
@@ -111,7 +111,7 @@ def default_image_size(dataset: ImageFolder) -> int:
 
 
 def check_images(datasets: Iterable[ImageFolder]) -> None:
-    """Read every image to its end, so that a broken one is found before training and not in its middle.
+    """Reads every image to its end, so that a broken one is found before training and not in its middle.
 
     Args:
         datasets: what :func:`open_image_folders` returned.
@@ -139,7 +139,7 @@ def check_images(datasets: Iterable[ImageFolder]) -> None:
 
 
 def check_no_own_reference(parts: Mapping[str, ImageFolder]) -> None:
-    """Refuse a gallery that holds a query itself, which would find it first.
+    """Refuses a gallery that holds a query itself, which would find it first.
 
     Args:
         parts: what :func:`open_image_folders` returned.

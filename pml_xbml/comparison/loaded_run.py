@@ -31,7 +31,7 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path) -> LoadedRun:
-    """Load a run's models, as they were after its best epoch so far, and its data.
+    """Loads a run's models, as they were after its best epoch so far, and its data.
 
     Args:
         folder: the folder of the run.

@@ -16,7 +16,7 @@ class LogFile(io.TextIOBase):
         self._line = ""
 
     def write(self, text: str) -> int:
-        """Take note of text, and write its lines once they are whole."""
+        """Takes note of text, and writes its lines once they are whole."""
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self._file.write(_last_shown(line) + "\n")
@@ -24,12 +24,12 @@ class LogFile(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write whole lines to the disk."""
+        """Writes whole lines to the disk."""
         if not self._file.closed:
             self._file.flush()
 
     def close(self) -> None:
-        """Write the last line too."""
+        """Writes the last line too."""
         if not self._file.closed:
             if self._line:
                 self._file.write(_last_shown(self._line) + "\n")

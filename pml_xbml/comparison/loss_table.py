@@ -21,7 +21,7 @@ class LossSettings:
     learning_rate: float | None = None
 
     def build(self, num_classes: int, embedding_size: int) -> losses.BaseMetricLossFunction:
-        """Make the loss.
+        """Makes the loss.
 
         Args:
             num_classes: number of training classes, each of which gets proxies if the loss has any.

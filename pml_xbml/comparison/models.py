@@ -25,7 +25,7 @@ MakeLoss = Callable[[RunConfig, losses.BaseMetricLossFunction, PrototypePoolingT
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch."""
+    """Seeds the generators of Python, NumPy and PyTorch."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  PML's losses and miners draw from the global generator
     torch.manual_seed(seed)
@@ -57,7 +57,7 @@ def build_models(config: RunConfig, device: torch.device) -> tuple[torch.nn.Modu
 def use_frozen_stages(
     config: RunConfig, trunk: torch.nn.Module, splits: Splits[ClassSubset], cache_folder: Path
 ) -> Splits[Any]:
-    """Cut the trunk as the run says, and put activations in place of the images.
+    """Cuts the trunk as the run says, and puts activations in place of the images.
 
     Args:
         config: the run.
@@ -110,7 +110,7 @@ def build_loss(
 
 
 def keep_norms(config: RunConfig, trunk: torch.nn.Module) -> None:
-    """Freeze the normalization layers if the run says so."""
+    """Freezes the normalization layers if the run says so."""
     if config.freezes_norms:
         freeze_norms(trunk)
 

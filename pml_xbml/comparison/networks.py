@@ -24,7 +24,7 @@ _CAN_BE_IMPORTED = (
 
 
 def build_network(name: str, pretrained: str | None = None) -> nn.Module:
-    """Build a backbone by name.
+    """Builds a backbone by name.
 
     Args:
         name: "small"; a model of torchvision or (when it is installed) of timm; or a function without

@@ -33,12 +33,12 @@ class PairedResults:
         return [100 * result.on(split)[metric] for result in self.of(arm)]
 
     def t_test(self, metric: str, split: Split, baseline: Arm = "plain") -> PairedDifference:
-        """Compare XML with another arm by one metric, in percent."""
+        """Compares XML with another arm by one metric, in percent."""
         return paired_t_test(self.scores(baseline, metric, split), self.scores("xml", metric, split))
 
 
 def pair_results(results: Iterable[Result]) -> list[PairedResults]:
-    """Pair each XML result with those of the other arms that have its loss and seed.
+    """Pairs each XML result with those of the other arms that have its loss and seed.
 
     Args:
         results: those of one comparison. Seeds that an arm lacks, as in a comparison that was stopped, are

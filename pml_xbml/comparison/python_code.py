@@ -15,7 +15,7 @@ from .run_config import RunConfig
 
 
 def python_code(run: RunConfig) -> str:
-    """Write down how to make what a run trains with.
+    """Writes down how to make what a run trains with.
 
     Args:
         run: the run.

@@ -55,7 +55,7 @@ class Result:
         return accuracies
 
     def save(self, path: Path) -> None:
-        """Write the result down, whole or not at all."""
+        """Writes the result down, whole or not at all."""
         with atomic_file(path) as file:
             file.write(json.dumps(dataclasses.asdict(self), indent=2).encode())
 

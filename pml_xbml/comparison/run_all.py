@@ -37,7 +37,7 @@ def run_all(
     split: Split = "test",
     make_loss: MakeLoss = cross_batch_loss,
 ) -> list[Result]:
-    """Train runs, each in a folder of its own below ``folder``, with one progress bar over all of them.
+    """Trains runs, each in a folder of its own below ``folder``, with one progress bar over all of them.
 
     Runs that are finished are not repeated and those that were stopped go on where they were, so that a
     comparison that was killed can be started again. Each run has one CPU thread: how many run at once does
@@ -72,7 +72,7 @@ def run_all(
 
 
 def _prepare_frozen_stages(runs: Sequence[RunConfig], folder: Path, split: Split) -> None:
-    """Compute what the runs share before the first of them, and before other processes start."""
+    """Computes what the runs share before the first of them, and before other processes start."""
     frozen = {
         (run.freeze, run.trunk, run.pretrained or run.seed, run.copies, run.image_size, run.dataset): run
         for run in runs
@@ -113,14 +113,14 @@ class _ProgressBar:
         self.bar.close()
 
     def show_runs(self, num_done: int) -> None:
-        """Tell how many runs are done."""
+        """Tells how many runs are done."""
         done = num_done == self.num_runs
         if done:
             self.bar.total = self.bar.n  # runs that stopped early leave batches over
         self.bar.set_description(f"{num_done} of {self.num_runs} runs done", refresh=done)
 
     def update(self, count: int) -> None:
-        """Count batches. What a run trained earlier comes in one number, which is not timed."""
+        """Counts batches. What a run trained earlier comes in one number, which is not timed."""
         self.bar.update(count)
         if count != 1 or self.num_timed > BATCHES_OF_ESTIMATE:
             return
@@ -227,7 +227,7 @@ def _report_iterations(count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's workers outlive a parent that is killed, and wait for its next word for ever."""
+    """A pool's workers outlive a parent that is killed, and wait for tasks that never come."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -161,7 +161,7 @@ class RunConfig:
 
 
 def check_same_run(config: RunConfig, folder: Path) -> None:
-    """Refuse to go on with a folder in which another run was recorded.
+    """Refuses to go on with a folder in which another run was recorded.
 
     Args:
         config: the run that is asked for.

@@ -58,7 +58,7 @@ class Splits(Generic[Subset]):
 
 
 def split_classes(labels: Iterable[int], num_first: int) -> tuple[list[int], list[int]]:
-    """Deal classes to two sides at random, always the same way.
+    """Deals classes to two sides at random, always the same way.
 
     Args:
         labels: the labels, repeated or not.
@@ -83,7 +83,7 @@ def load_splits(
     image_size: int | None = None,
     download: bool = False,
 ) -> Splits[ClassSubset]:
-    """Load a data set and deal its classes.
+    """Loads a data set and deals its classes.
 
     Glyphs, CUB, Cars196, SOP and In-Shop come with test classes of their own, and so may a folder, see
     :func:`~pml_xbml.comparison.image_folder.open_image_folders`; of one without a split a quarter of the

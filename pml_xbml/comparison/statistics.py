@@ -67,7 +67,7 @@ class PairedDifference:
 
 
 def paired_t_test(baseline: Sequence[float], candidate: Sequence[float]) -> PairedDifference:
-    """Compare two kinds of runs by one metric, seed by seed.
+    """Compares two kinds of runs by one metric, seed by seed.
 
     Args:
         baseline: the metric of the runs that are compared with, one number a seed, in percent.
@@ -138,7 +138,7 @@ def _t_test(differences: np.ndarray) -> tuple[float, float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct the p-values of several tests, so that their verdicts are all right with probability 95%.
+    """Corrects the p-values of several tests, so that their verdicts are all right with probability 95%.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
     1979: of k tests the smallest p-value is multiplied by k, the next by k - 1, and so on; none becomes

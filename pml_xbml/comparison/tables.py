@@ -107,7 +107,7 @@ def footnotes(has_control: bool, has_untouched: bool) -> str:
 
 
 def write_csv(results: Iterable[Result], path: Path) -> None:
-    """Write a row a run: what sets it apart, its best epoch, and each metric as a fraction.
+    """Writes a row a run: what sets it apart, its best epoch, and each metric as a fraction.
 
     Args:
         results: in the order of the rows.

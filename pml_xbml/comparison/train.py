@@ -53,7 +53,7 @@ def train(
     make_loss: MakeLoss = cross_batch_loss,
     on_iterations: Callable[[int], object] = lambda count: None,
 ) -> Result:
-    """Train a run, or go on with it where it was killed, or read its result if it is done.
+    """Trains a run, or goes on with it where it was killed, or reads its result if it is done.
 
     What PML and its progress bars print goes into the run's ``training.log``. The seeds of ``random``,
     ``numpy.random`` and PyTorch are set, globally.
@@ -236,8 +236,8 @@ def _build(
 def _fit(
     config: RunConfig, parts: _Parts, folder: Path, on_iterations: Callable[[int], object]
 ) -> tuple[dict[str, list[float]], int]:
-    """Train to the end; the validation metrics of each epoch, and the best epoch."""
-    # Not before: settings that cannot be trained with may be mended in the same folder.
+    """Trains to the end; the validation metrics of each epoch, and the best epoch."""
+    # Written only now: who corrects settings that could not be trained with may use the folder again.
     with atomic_file(folder / RUN_FILE) as file:
         file.write(config.to_json().encode())
     # Whatever an XML run drew so far for its prototypes, from here on it draws what a plain one does.
@@ -326,5 +326,5 @@ def _measure(
 def load_models(
     models: Mapping[str, torch.nn.Module], suffix: str, folder: Path, device: torch.device
 ) -> None:
-    """Load the models that a run has saved in its folder."""
+    """Loads the models that a run has saved in its folder."""
     c_f.load_dict_of_models(models, suffix, str(folder / MODEL_FOLDER), device, assert_success=True)

@@ -20,7 +20,7 @@ _TRIED_IMAGES = 4
 
 
 def check_trainable(runs: Sequence[RunConfig], splits: Splits[ClassSubset]) -> None:
-    """Make once what the runs will train with, and try it: what raises here has cost no training.
+    """Makes once what the runs will train with, and tries it: what raises here has cost no training.
 
     The networks of the trial are thrown away.
 

@@ -78,7 +78,7 @@ class LossVerdict:
 
 
 def judge(paired_results: Sequence[PairedResults], untouched: Result | None = None) -> list[LossVerdict]:
-    """Judge each loss on the test classes.
+    """Judges each loss on the test classes.
 
     Of several weights of a loss the one with the best validation MAP@R counts, so that the test classes
     choose nothing.

@@ -30,7 +30,7 @@ class _ImageFiles(Dataset[tuple[Any, int]]):
 
 
 def look(run_dir: str | Path, images: str | Path | None = None, num_images: int = 64) -> list[Path]:
-    """Make the pictures of a saved run again, as it was after its best epoch.
+    """Makes the pictures of a saved run again, as it was after its best epoch.
 
     Args:
         run_dir: the folder of an XML run.

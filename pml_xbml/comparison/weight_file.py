@@ -9,7 +9,7 @@ _SHOWN = 3
 
 
 def load_weights(network: nn.Module, path: str, name: str) -> None:
-    """Load a file with a state dict into a network.
+    """Loads a file with a state dict into a network.
 
     Args:
         network: gets the weights.

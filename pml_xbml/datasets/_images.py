@@ -8,7 +8,7 @@ _MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image file as 8-bit RGB.
+    """Reads an image file as 8-bit RGB.
 
     Pillow's ``convert("RGB")`` clips what is above 255, so that 16-bit grayscale images become white. Here
     their range 0 .. 65535 is scaled to 0 .. 255.

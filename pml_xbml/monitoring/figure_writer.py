@@ -26,10 +26,10 @@ class FigureWriter:
     """Makes the pictures of an epoch: as PNG files, on TensorBoard, and their cost in seconds as a record.
 
     Args:
-        record_keeper: The ``record_keeper.RecordKeeper`` of the run; its TensorBoard writer may be None.
-        num_images: How many images to look at, at most.
-        token_grid: As :func:`~pml_xbml.monitoring.visualize` has it.
-        projector: Whether to give the embeddings to TensorBoard's projector too.
+        record_keeper: the ``record_keeper.RecordKeeper`` of the run; its TensorBoard writer may be None.
+        num_images: how many images to look at, at most.
+        token_grid: as :func:`~pml_xbml.monitoring.visualize` has it.
+        projector: whether to give the embeddings to TensorBoard's projector too.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class FigureWriter:
         """Makes the pictures of the epoch that is done. A trunk without prototypes has none.
 
         Args:
-            trainer: The trainer, between two epochs.
-            tester: The tester, for the device and for what it does to the items of a data set.
-            dataset: The data set to look at.
-            folder: The epoch's files go into ``epoch_N`` in it.
-            collate_fn: As PML's hook takes it.
+            trainer: the trainer, between two epochs.
+            tester: the tester, for the device and for what it does to the items of a data set.
+            dataset: the data set to look at.
+            folder: the epoch's files go into ``epoch_N`` in it.
+            collate_fn: as PML's hook takes it.
         """
         trunk, embedder = trainer.models["trunk"], trainer.models["embedder"]
         if find_pooling(trunk) is None:

@@ -46,9 +46,9 @@ def most_used_prototypes(view: PrototypeView, num_prototypes: int = 8, num_image
     """One row a prototype: the images that use it most, with its assignment map laid over them.
 
     Args:
-        view: What to show.
-        num_prototypes: How many rows at most, the most used prototypes first.
-        num_images: How many images at most in a row, the one with the greatest share first.
+        view: what to show.
+        num_prototypes: how many rows at most, the most used prototypes first.
+        num_images: how many images at most in a row, the one with the greatest share first.
 
     Returns:
         The figure. The overlay shows the prototype's share in each local feature, from none to the greatest
@@ -84,9 +84,9 @@ def hard_assignment_maps(view: PrototypeView, num_images: int = 12, images_per_r
     """Images, and beside each the prototype that every local feature matches best, in colors.
 
     Args:
-        view: What to show.
-        num_images: How many images at most, spread evenly over the view.
-        images_per_row: How many images are side by side.
+        view: what to show.
+        num_images: how many images at most, spread evenly over the view.
+        images_per_row: how many images are side by side.
 
     Returns:
         The figure. The prototypes that are found most often have colors of their own, the others are gray.
@@ -127,7 +127,7 @@ def prototype_use(view: PrototypeView) -> Figure:
     """The mean histogram, sorted, and how often each prototype is the best match of a local feature.
 
     Args:
-        view: What to show.
+        view: what to show.
 
     Returns:
         The figure.
@@ -158,7 +158,7 @@ def prototype_similarities(view: PrototypeView) -> Figure:
     """The cosines between the prototypes, similar ones side by side.
 
     Args:
-        view: What to show.
+        view: what to show.
 
     Returns:
         The figure.
@@ -191,8 +191,8 @@ def expressed_and_actual_embeddings(view: PrototypeView, loss: CrossBatchPrototy
     prototypes they are. The actual embeddings are deviations from their own half's mean.
 
     Args:
-        view: What to show, of two classes or more.
-        loss: The loss; its ``express`` is asked for the embeddings.
+        view: what to show, of two classes or more.
+        loss: the loss; its ``express`` is asked for the embeddings.
 
     Returns:
         The figure. The better the prototypes transfer, the redder the blocks on the diagonal, each a class,

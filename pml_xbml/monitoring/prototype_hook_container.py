@@ -32,21 +32,21 @@ class PrototypeHookContainer(HookContainer):
     trunk without a :class:`~pml_xbml.trunks.PrototypePooling` has no pictures.
 
     Args:
-        record_keeper: As in PML.
-        record_group_name_prefix: As in PML.
-        primary_metric: As in PML.
-        validation_split_name: As in PML.
-        save_models: As in PML: whether to keep the latest and the best models in files of their own.
+        record_keeper: as in PML.
+        record_group_name_prefix: as in PML.
+        primary_metric: as in PML.
+        validation_split_name: as in PML.
+        save_models: as in PML: whether to keep the latest and the best models in files of their own.
             Checkpoints do not depend on it.
-        log_freq: As in PML.
+        log_freq: as in PML.
         checkpoint_interval: Make a checkpoint after every so many epochs, and after the one that patience
             ends training with. ``None``: never.
         picture_interval: Make pictures after every so many epochs. ``None``: never.
-        picture_folder: Where the PNG files go, in a folder an epoch; ``pictures`` in the model folder if left
+        picture_folder: where the PNG files go, in a folder an epoch; ``pictures`` in the model folder if left
             out.
-        num_pictured_images: How many validation images are looked at, at most.
-        token_grid: Rows and columns of the tokens, for trunks that pool tokens; a square if left out.
-        projector: Whether to give the pictured images' embeddings to TensorBoard's projector too.
+        num_pictured_images: how many validation images are looked at, at most.
+        token_grid: rows and columns of the tokens, for trunks that pool tokens; a square if left out.
+        projector: whether to give the pictured images' embeddings to TensorBoard's projector too.
 
     Raises:
         ValueError: if an interval, or the number of images, is less than 1.
@@ -113,13 +113,13 @@ class PrototypeHookContainer(HookContainer):
         """PML's hook, followed by the pictures and the checkpoint.
 
         Args:
-            tester: As in PML.
-            dataset_dict: As in PML.
-            model_folder: As in PML; the folder of the checkpoint too.
-            test_interval: As in PML.
-            patience: As in PML.
-            splits_to_eval: As in PML.
-            test_collate_fn: As in PML.
+            tester: as in PML.
+            dataset_dict: as in PML.
+            model_folder: as in PML; the folder of the checkpoint too.
+            test_interval: as in PML.
+            patience: as in PML.
+            splits_to_eval: as in PML.
+            test_collate_fn: as in PML.
 
         Returns:
             The function to give to a trainer as ``end_of_epoch_hook``.
@@ -152,8 +152,8 @@ class PrototypeHookContainer(HookContainer):
         :func:`~pml_xbml.checkpoint.record_marks.rewind_records`).
 
         Args:
-            trainer: A trainer, built as the one that made the checkpoint.
-            model_folder: The folder that was given to :meth:`end_of_epoch_hook`.
+            trainer: a trainer, built as the one that made the checkpoint.
+            model_folder: the folder that was given to :meth:`end_of_epoch_hook`.
 
         Returns:
             The ``start_epoch`` for ``trainer.train``. Where patience has ended the training it is beyond any

@@ -63,12 +63,12 @@ def view_prototypes(
     """Runs a trunk in evaluation mode and notes where in the images its prototypes are found.
 
     Args:
-        trunk: A network with a ``PrototypePooling`` in it. Its mode and its random numbers stay as they are.
-        embedder: What follows the trunk.
+        trunk: a network with a ``PrototypePooling`` in it. Its mode and its random numbers stay as they are.
+        embedder: what follows the trunk.
         images: (B, channels, H, W), on the trunk's device, as the trunk takes them.
         labels: (B,), or (B, levels) of which the first level is taken.
-        token_grid: Rows and columns of the tokens, for trunks that pool tokens; a square if left out.
-        batch_size: How many images run at once.
+        token_grid: rows and columns of the tokens, for trunks that pool tokens; a square if left out.
+        batch_size: how many images run at once.
 
     Returns:
         The view.

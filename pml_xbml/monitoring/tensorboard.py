@@ -44,10 +44,10 @@ class TensorBoardRecordKeeper(record_keeper.RecordKeeper):
     in place of a flat curve each. A record that belongs to none of these keeps PML's tag.
 
     Args:
-        tensorboard_writer: A ``torch.utils.tensorboard.SummaryWriter``; None for none.
-        record_writer: A ``record_keeper.RecordWriter``.
-        attributes_to_search_for: As in record-keeper; what PML's classes record if left out.
-        validation_split_name: The split whose accuracies need no name on TensorBoard.
+        tensorboard_writer: a ``torch.utils.tensorboard.SummaryWriter``; None for none.
+        record_writer: a ``record_keeper.RecordWriter``.
+        attributes_to_search_for: as in record-keeper; what PML's classes record if left out.
+        validation_split_name: the split whose accuracies need no name on TensorBoard.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class TensorBoardRecordKeeper(record_keeper.RecordKeeper):
         Call it once, at the beginning of a run.
 
         Args:
-            settings: By name. What is no number, string or bool is shown as text.
+            settings: by name. What is no number, string or bool is shown as text.
             metrics: PML's names of the accuracies to show beside them, validation and test.
         """
         if self.tensorboard_writer is None:
@@ -173,8 +173,8 @@ def get_record_keeper(
     """What PML's ``logging_presets.get_record_keeper`` makes, with short names on TensorBoard.
 
     Args:
-        record_folder: Where the CSV files and the SQLite database go, under PML's names.
-        tensorboard_folder: Where the event files go; None for none. TensorBoard names the run after its path
+        record_folder: where the CSV files and the SQLite database go, under PML's names.
+        tensorboard_folder: where the event files go; None for none. TensorBoard names the run after its path
             below ``--logdir``.
 
     Returns:

@@ -34,13 +34,13 @@ def look(
     """Makes the pictures of a trained trunk, for any set of images.
 
     Args:
-        trunk: A network with a :class:`~pml_xbml.trunks.PrototypePooling` in it.
-        embedder: What follows the trunk.
+        trunk: a network with a :class:`~pml_xbml.trunks.PrototypePooling` in it.
+        embedder: what follows the trunk.
         dataset: ``(image, label)`` items, images as the trunk takes them.
-        folder: Where the PNG files go; made if it is not there.
-        num_images: How many images to look at, at most.
-        loss: The loss that the trunk was trained with; one with its defaults if left out.
-        token_grid: Rows and columns of the tokens, for trunks that pool tokens; a square if left out.
+        folder: where the PNG files go; made if it is not there.
+        num_images: how many images to look at, at most.
+        loss: the loss that the trunk was trained with; one with its defaults if left out.
+        token_grid: rows and columns of the tokens, for trunks that pool tokens; a square if left out.
 
     Returns:
         The files.
@@ -67,10 +67,10 @@ def sample_images(
     be there more than once.
 
     Args:
-        dataset: A data set with a length.
-        num_images: How many, at most.
-        data_and_label_getter: As PML's testers take it.
-        collate_fn: As PML's testers take it.
+        dataset: a data set with a length.
+        num_images: how many, at most.
+        data_and_label_getter: as PML's testers take it.
+        collate_fn: as PML's testers take it.
 
     Returns:
         Images and labels, on the CPU. No random number is drawn for good.
@@ -95,8 +95,8 @@ def draw_pictures(view: PrototypeView, loss: CrossBatchPrototypeLoss | None) -> 
     """All pictures of a view.
 
     Args:
-        view: What to show.
-        loss: Whose expression of the batch to show; None where none is trained with, and nothing is
+        view: what to show.
+        loss: whose expression of the batch to show; None where none is trained with, and nothing is
             expressed.
 
     Returns:

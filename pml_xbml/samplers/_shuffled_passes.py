@@ -1,7 +1,7 @@
-"""Endless shuffled passes over many populations at once, open at any place.
+"""Endless shuffled passes over many populations at once, which can be read from any position.
 
-Nothing is stored and nothing runs from the start: the item at a place is computed from a key and the
-place, so that a sampler can stream, jump and resume without a state that grows with the data.
+Nothing is stored and nothing runs from the start: the item at a position is computed from a key and
+the position, so that a sampler can stream, jump and resume without a state that grows with the data.
 """
 
 from typing import Any

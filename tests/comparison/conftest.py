@@ -21,14 +21,14 @@ def _without_pictures():
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """A user's folder: a class is a colour, its images are noisy."""
+    """A user's folder: a class is a color, its images are noisy."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
-    for label, colour in enumerate(generator.normal(128, 12, size=(NUM_CLASSES, 3))):
+    for label, color in enumerate(generator.normal(128, 12, size=(NUM_CLASSES, 3))):
         class_folder = folder / f"class_{label:02d}"
         class_folder.mkdir()
         for index in range(IMAGES_PER_CLASS):
-            noisy = colour + generator.normal(0, 60, size=(16, 16, 3))
+            noisy = color + generator.normal(0, 60, size=(16, 16, 3))
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(class_folder / f"{index}.png")
     return folder
 

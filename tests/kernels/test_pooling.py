@@ -157,9 +157,9 @@ class TestHalfPrecision:
             torch.testing.assert_close(z.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
-def test_refuses_a_temperature_that_is_not_positive(temperature):
-    with pytest.raises(ValueError, match=f"temperature must be greater than 0, got {temperature}"):
+@pytest.mark.parametrize("temperature", [0, -0.1, float("nan"), float("inf")])
+def test_refuses_a_temperature_that_is_not_positive_and_finite(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be positive and finite, got {temperature}"):
         functional.average_and_histograms(torch.ones(1, 1, 1), torch.ones(1, 1), temperature)
 
 
