@@ -199,9 +199,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         ref_labels: Tensor | None,
         histograms: Tensor | None = None,
     ) -> dict[str, dict[str, Any]]:
-        labels = checked_labels(embeddings, labels)
-        check_tuples(self.loss, indices_tuple)
-        references = self._checked_references(ref_emb, ref_labels, indices_tuple)
+        labels, references = self._checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         histograms, world_size = self._consume_histograms(embeddings, histograms)
 
         inputs = {"embeddings": embeddings, "histograms": histograms, "ref_emb": ref_emb}
@@ -212,32 +210,25 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             list(given.values()), None if histograms is None or world_size > 1 else labels
         )
         if not is_finite:
-            raise_on_non_finite(given)
-            # A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
-            poisoned = [values.sum() * math.nan for values in given.values()]
-            return self._reduce(sum(poisoned[1:], start=poisoned[0]), None)
+            return self._reduce(_poisoned(given), None)
+        if histograms is None:
+            return self._reduce(self.loss(embeddings, labels, indices_tuple, *references), None)
+        halves = self._halves(labels, world_size, halves_are_disjoint)
+        return self._reduce(*self._terms(embeddings, labels, indices_tuple, references, histograms, halves))
 
-        cross_batch_loss = None
-        if histograms is not None:
-            pairs = all_pairs(self.expressed_loss, labels)
-            if not references and indices_tuple is None and makes_all_pairs(self.loss):
-                # The same pairs: made once for both.
-                indices_tuple = pairs
-            halves = self._halves(labels, world_size, halves_are_disjoint)
-            cross_batch_loss = (
-                (embeddings * 0).sum()
-                if halves is None
-                else self._cross_batch_loss(embeddings, labels, histograms, halves, pairs)
-            )
-        metric_loss = self.loss(embeddings, labels, indices_tuple, *references)
-        return self._reduce(metric_loss, cross_batch_loss)
-
-    def _checked_references(
-        self, ref_emb: Tensor | None, ref_labels: Tensor | None, indices_tuple: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor | None, ...]:
-        """What ℓ gets behind the tuples: ``ref_emb`` and ``ref_labels``, or nothing."""
+    def _checked(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The labels, and what ℓ gets behind the tuples: ``ref_emb`` and ``ref_labels``, or nothing."""
+        labels = checked_labels(embeddings, labels)
+        check_tuples(self.loss, indices_tuple)
         if ref_emb is None:
-            return ()
+            return labels, ()
         if not takes_references(self.loss):
             raise ValueError(
                 f"ref_emb must be left out with {type(self.loss).__name__} as loss, got one of shape "
@@ -248,7 +239,7 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
                 f"ref_labels must be given for the ref_emb of shape {tuple(ref_emb.shape)}, got None: pass "
                 "them, or an indices_tuple"
             )
-        return ref_emb, ref_labels
+        return labels, (ref_emb, ref_labels)
 
     def _consume_histograms(self, embeddings: Tensor, histograms: Tensor | None) -> tuple[Tensor | None, int]:
         """Z, row for row as the embeddings, and of how many processes' blocks both consist.
@@ -284,13 +275,34 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
             self.single_class_fraction = self.num_single_class_batches / self.num_batches
         return halves if has_two_classes else None
 
+    def _terms(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        references: tuple[Tensor | None, ...],
+        histograms: Tensor,
+        halves: functional.Halves | None,
+    ) -> tuple[Tensor, Tensor]:
+        """ℓ(Y) and ℓ_c(Ŷ); the second is zero for a batch of one class."""
+        pairs = all_pairs(self.expressed_loss, labels)
+        if not references and indices_tuple is None and makes_all_pairs(self.loss):
+            # The same pairs: made once for both.
+            indices_tuple = pairs
+        cross_batch_loss = (
+            (embeddings * 0).sum()
+            if halves is None
+            else self._cross_batch_loss(embeddings, labels, histograms, halves, pairs)
+        )
+        return self.loss(embeddings, labels, indices_tuple, *references), cross_batch_loss
+
     def _cross_batch_loss(
         self,
         embeddings: Tensor,
         labels: Tensor,
         histograms: Tensor,
         halves: functional.Halves,
-        pairs: tuple[Tensor, ...] | None = None,
+        pairs: tuple[Tensor, ...] | None,
     ) -> Tensor:
         """ℓ_c(Ŷ)."""
         sources, targets = self._fitted(embeddings, histograms)
@@ -357,3 +369,13 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
 
     def _sub_loss_names(self) -> list[str]:
         return ["metric_loss", "cross_batch_loss"]
+
+
+def _poisoned(inputs: dict[str, Tensor]) -> Tensor:
+    """A loss of float16 inputs that are not finite; other inputs raise.
+
+    A GradScaler looks at the gradients, so all become NaN. No memory may see such a batch.
+    """
+    raise_on_non_finite(inputs)
+    first, *others = (values.sum() * math.nan for values in inputs.values())
+    return sum(others, start=first)

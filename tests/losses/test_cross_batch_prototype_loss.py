@@ -195,9 +195,9 @@ class TestFormula:
         embeddings *= 1000 / embeddings.norm(dim=1, keepdim=True)
         loss = CrossBatchPrototypeLoss(cross_batch_weight=1)
         halves = functional.Halves(LABELS < 2)
-        expected = loss._cross_batch_loss(embeddings, LABELS, histograms, halves)
+        expected = loss._cross_batch_loss(embeddings, LABELS, histograms, halves, None)
         with torch.autocast("cpu", dtype=dtype):
-            got = loss._cross_batch_loss(embeddings, LABELS, histograms, halves)
+            got = loss._cross_batch_loss(embeddings, LABELS, histograms, halves, None)
         assert torch.equal(got, expected)
 
     @pytest.mark.parametrize("weight", [0.1, 1.0])
