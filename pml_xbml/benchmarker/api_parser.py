@@ -1,5 +1,7 @@
+import functools
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from .._checks import did_you_mean
 from ..checkpoint.random_state import preserved_random_state
 from ..trunks import PrototypePoolingTrunk
 from .class_getter import argument_names
+from .fresh_folder import FreshFolder
 
 # Prototypes are chosen among the local features of so many images.
 _NUM_IMAGES_FOR_PROTOTYPES = 256
@@ -59,11 +62,19 @@ class _CarriedError(Exception):
         self.error = error
 
 
+def _create(kind: str, create: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return create(*args, **kwargs)
+    except (AssertionError, TypeError) as error:
+        # Classes do not agree on what they raise for an argument that they cannot use.
+        raise ValueError(f"{kind}: {str(error) or repr(error)}") from error
+
+
 class PluginAPIParserMixin:
     """What a run of powerful-benchmarker does differently with this plugin, and with PML 2.
 
     - Names of classes and of their arguments are checked before there is a folder, errors keep their words,
-      and a folder that is taken is an error.
+      and a folder that is taken is an error. A run that fails before it has trained leaves no folder.
     - Event files lie in the folder of their fold, so that TensorBoard shows the name of the fold.
     - The loss gets the trunk's histograms, the prototypes start from training images.
     - A resumed run draws the random numbers that an unbroken one would have drawn.
@@ -84,6 +95,7 @@ class PluginAPIParserMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._fresh_folder: FreshFolder | None = None
         # powerful-benchmarker's own are patterns for the experiment's and the fold's folder too.
         self.sub_experiment_dirs["tensorboard"] = os.path.join("%s", "%s")
 
@@ -98,7 +110,14 @@ class PluginAPIParserMixin:
             ValueError: if a class in the configs, or an argument of it, does not exist.
         """
         self._check_class_names()
-        return super().run()  # type: ignore[misc]
+        try:
+            return super().run()  # type: ignore[misc]
+        except Exception:
+            # The corrected command would find the folder taken.
+            if self._fresh_folder is not None:
+                self.flush_tensorboard()  # type: ignore[attr-defined]
+                self._fresh_folder.remove_what_is_new()
+            raise
 
     def make_dir(self) -> None:
         """Makes the experiment's folder.
@@ -106,6 +125,7 @@ class PluginAPIParserMixin:
         Raises:
             FileExistsError: if there is an experiment in it.
         """
+        fresh_folder = FreshFolder(self.experiment_folder)
         try:
             super().make_dir()  # type: ignore[misc]
         except SystemExit:
@@ -113,6 +133,23 @@ class PluginAPIParserMixin:
                 f"There is an experiment in {self.experiment_folder!r}. Go on with it with --resume_training "
                 "latest, give another --experiment_name, or delete the folder."
             ) from None
+        self._fresh_folder = fresh_folder
+
+    def training_assertions(self, trainer: Any) -> None:
+        """As in powerful-benchmarker, which trains right after it.
+
+        Args:
+            trainer: As in powerful-benchmarker.
+        """
+        super().training_assertions(trainer)  # type: ignore[misc]
+        # From here on there is something to keep.
+        self._fresh_folder = None
+
+    def set_factories(self) -> None:
+        """Builds the factories, whose errors about what the YAML files say are each a ``ValueError``."""
+        super().set_factories()  # type: ignore[misc]
+        for kind, factory in self.factories.items():
+            factory.create = functools.partial(_create, kind, factory.create)
 
     def run_train_or_eval(self) -> Any:
         """As in powerful-benchmarker, where every ``ValueError`` loses its message.

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from pytorch_metric_learning import trainers
 
 from pml_xbml import benchmarker
 from pml_xbml.datasets import glyphs
@@ -64,6 +65,14 @@ def run(tmp_path):
         return tmp_path
 
     return run_here
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*_):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(trainers.BaseTrainer, "train", train)
 
 
 def folders(folder):

@@ -9,14 +9,6 @@ import pml_xbml
 from pml_xbml import cli
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    def train(*_):
-        raise AssertionError("training began")
-
-    monkeypatch.setattr(trainers.BaseTrainer, "train", train)
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "wrong", "right"),
     [
