@@ -8,50 +8,13 @@ import numpy as np
 import torch
 from powerful_benchmarker.utils import common_functions as benchmarker_c_f
 
-from .._checks import did_you_mean
 from ..checkpoint.random_state import preserved_random_state
 from ..trunks import PrototypePoolingTrunk
-from .class_getter import argument_names
+from .config_checker import ConfigChecker
 from .fresh_folder import FreshFolder
 
 # Prototypes are chosen among the local features of so many images.
 _NUM_IMAGES_FOR_PROTOTYPES = 256
-
-# Classes that the configs name one of each of.
-_KINDS_OF_CLASSES = (
-    "dataset",
-    "split_manager",
-    "sampler",
-    "trainer",
-    "tester",
-    "hook_container",
-    "aggregator",
-    "ensemble",
-)
-
-# What may stand beside the class of an optimizer.
-_OPTIONS_OF_OPTIMIZERS = (
-    "scheduler_by_epoch",
-    "scheduler_by_iteration",
-    "scheduler_by_plateau",
-    "clip_grad_norm",
-    "prototypes_lr",
-)
-
-# What a class nested in another's arguments is, by the argument's name.
-_KINDS_OF_NESTED_CLASSES = {
-    "accuracy_calculator": "accuracy_calculator",
-    "distance": "distance",
-    "embedding_regularizer": "regularizer",
-    "loss": "loss",
-    "expressed_loss": "loss",
-    "helper_split_manager": "split_manager",
-    "miner": "miner",
-    "reducer": "reducer",
-    "trunk": "model",
-    "visualizer": "visualizer",
-    "weight_regularizer": "regularizer",
-}
 
 
 class _CarriedError(Exception):
@@ -73,7 +36,7 @@ def _create(kind: str, create: Callable[..., Any], *args: Any, **kwargs: Any) ->
 class PluginAPIParserMixin:
     """What a run of powerful-benchmarker does differently with this plugin, and with PML 2.
 
-    - Names of classes and of their arguments are checked before there is a folder, errors keep their words,
+    - All names in the configs are checked before there is a folder, errors keep their words,
       and a folder that is taken is an error. A run that fails before it has trained leaves no folder.
     - Event files lie in the folder of their fold, so that TensorBoard shows the name of the fold.
     - The loss gets the trunk's histograms, the prototypes start from training images.
@@ -107,9 +70,13 @@ class PluginAPIParserMixin:
             if there are several; None after an evaluation.
 
         Raises:
-            ValueError: if a class in the configs, or an argument of it, does not exist.
+            ValueError: if a name in the configs does not exist, or a value cannot be used.
         """
-        self._check_class_names()
+        checker = ConfigChecker(self.args, self.pytorch_getter)
+        checker.check()
+        build_split_manager = self.factories["split_manager"].get_split_manager
+        split_manager = _create("split_manager", build_split_manager, self.args.split_manager)
+        checker.check_splits(split_manager.split_names, self.is_training())  # type: ignore[attr-defined]
         try:
             return super().run()  # type: ignore[misc]
         except Exception:
@@ -279,36 +246,3 @@ class PluginAPIParserMixin:
         logging.info(
             "Prototypes are local features of %d training images; cover radius %.3f", len(images), radius
         )
-
-    def _check_class_names(self) -> None:
-        for kind in _KINDS_OF_CLASSES:
-            self._check_class(kind, getattr(self.args, kind))
-        for kind, group in (("model", "models"), ("loss", "loss_funcs"), ("miner", "mining_funcs")):
-            for specs in getattr(self.args, group).values():
-                self._check_class(kind, specs)
-        for optimizer, specs in self.args.optimizers.items():
-            for name, value in specs.items():
-                if name.startswith("scheduler_by_"):
-                    self._check_class("lr_scheduler", value)
-                elif isinstance(value, dict):
-                    self._check_class("optimizer", {name: value})
-                elif name not in _OPTIONS_OF_OPTIMIZERS:
-                    hint = did_you_mean(name, _OPTIONS_OF_OPTIMIZERS)
-                    raise ValueError(f"optimizers: {optimizer} has no option {name!r}{hint}")
-
-    def _check_class(self, kind: str, specs: dict[str, Any]) -> None:
-        if not specs:
-            return
-        found, arguments = self.pytorch_getter.get(kind, yaml_dict=specs, return_uninitialized=True)
-        known = argument_names(found)
-        for name, nested in arguments.items():
-            # TesterFactory has its own words on PML's former "reference_set".
-            if known is not None and name not in known and name != "reference_set":
-                # "weight" has half of its letters in common with "cross_batch_weight".
-                hint = did_you_mean(name, known, similarity=0.4)
-                raise ValueError(f"{kind}: {found.__name__} has no argument {name!r}{hint}")
-            if name in _KINDS_OF_NESTED_CLASSES and isinstance(nested, dict):
-                self._check_class(_KINDS_OF_NESTED_CLASSES[name], nested)
-            elif name == "losses":
-                for loss, loss_arguments in nested.items():
-                    self._check_class("loss", {loss: loss_arguments})

@@ -38,7 +38,8 @@ class ClassGetter(PytorchGetter):
 
         Raises:
             ValueError: if no registered module has a class of that name.
-            ValueError: if ``yaml_dict`` is not one name with its arguments, or an argument is unknown.
+            ValueError: if ``yaml_dict`` is not one name with its arguments, or an argument has no name or an
+                unknown one.
         """
         if class_name is None:
             if not isinstance(yaml_dict, dict) or len(yaml_dict) != 1:
@@ -48,6 +49,10 @@ class ClassGetter(PytorchGetter):
                     "key above it."
                 )
             ((class_name, params),) = yaml_dict.items()
+        if params is not None and not isinstance(params, dict):
+            raise ValueError(
+                f"{obj_name}: the arguments of {class_name} must be {{argument: value}}, got {params!r}"
+            )
         known = self._known_names(obj_name)
         if class_name not in known:
             raise ValueError(f"{obj_name}: there is no class {class_name!r}{did_you_mean(class_name, known)}")

@@ -45,10 +45,10 @@ def test_folders_above_go_with_it_unless_others_use_them(tmp_path):
             "loss: ridge must be a number, got 'much'",
         ),
         (
-            "--trainer",
-            "{MetricLossOnly: {freeze_these: [classifier]}}",
-            "{MetricLossOnly: {freeze_these: [trunk]}}",
-            "trainer: freeze_these keys must be one of trunk, embedder, metric_loss",
+            "--sampler~OVERRIDE~",
+            "{MPerClassSampler: {m: 4, batch_size: 30}}",
+            "{MPerClassSampler: {m: 4, batch_size: 32}}",
+            "sampler: ",
         ),
         (
             "--trainer",
