@@ -16,6 +16,13 @@ _INSTALLATION = """\
 The second line leaves out what powerful-benchmarker pins: pytorch-metric-learning 0.9.92, record-keeper
 0.9.29 and faiss-gpu, which cannot be installed together with this plugin."""
 
+_OF_NO_INTEREST = (
+    "Importing packages in ",
+    "Done importing packages in ",
+    "NUMPY_RANDOM = ",
+    "Deleted self.",
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs powerful-benchmarker with this plugin.
@@ -63,8 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Not the attributes that powerful-benchmarker deletes between the folds."""
-    return not record.getMessage().startswith("Deleted self.")
+    """Not what powerful-benchmarker tells about itself: imports, attributes that it deletes, …."""
+    return not record.getMessage().startswith(_OF_NO_INTEREST)
 
 
 def _parser() -> argparse.ArgumentParser:

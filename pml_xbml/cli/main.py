@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return benchmarker.main(arguments[1:])
         except (ValueError, OSError) as error:
-            print(f"pml-xbml benchmark: error: {error}", file=sys.stderr)
+            print(f"pml-xbml benchmark: error: {_in_one_line(str(error))}", file=sys.stderr)
             return UNUSABLE
         except KeyboardInterrupt:
             print("\nStopped. --resume_training latest goes on after the last saved epoch.", file=sys.stderr)
@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except (ValueError, OSError) as error:
-        # A message may repeat one of several lines, such as that of a network of the user's.
-        message = " ".join(options.parser.name_options(str(error)).split("\n"))
+        message = _in_one_line(options.parser.name_options(str(error)))
         print(f"pml-xbml: error: {message}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
@@ -49,3 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+
+
+def _in_one_line(message: str) -> str:
+    """A message that may repeat one of several lines, such as that of a network of the user's."""
+    return " ".join(message.rstrip().split("\n"))

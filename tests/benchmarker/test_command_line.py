@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -44,3 +45,14 @@ def test_an_experiment_needs_a_name(capsys):
 def test_pml_is_left_as_it_was(experiments):
     assert not hasattr(c_f, "Identity")
     assert c_f.NUMPY_RANDOM is np.random
+
+
+def test_a_new_process_tells_a_users_error_in_one_line(tmp_path):
+    arguments = ["--experiment_name", "name", "--splits_to_eval", "[tset]"]
+    command = [sys.executable, "-m", "pml_xbml.cli", "benchmark", *arguments]
+    failed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert failed.returncode == 2
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("pml-xbml benchmark: error: splits_to_eval must be among train, val, test")
+    assert not failed.stdout
+    assert not any(tmp_path.iterdir())

@@ -182,6 +182,8 @@ def test_a_key_of_no_yaml_file_is_named_with_the_nearest_before_training(run, no
         (["--num_epoch_train", "1"], "did you mean --num_epochs_train"),
         (["--dataset_roots", "here"], r"did you mean --dataset_root\?"),
         (["--sampler~OVERRIDE~", "{MPerClasSampler: {m: 4}}"], "did you mean MPerClassSampler"),
+        # The reader of YAML files tells this in two lines.
+        (["--models", "{trunk: {SmallTrunk:{}}"], "a space after the colon.* Command line bracket imbalance"),
     ],
 )
 def test_the_command_tells_a_users_error_in_one_line(flags, message, tmp_path, capsys, no_training):
