@@ -4,12 +4,13 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 from ax.service.utils.instantiation import ObjectiveProperties
 
+from .fresh_folder import FreshFolder
 from .record_keeper import RecordKeeper
 from .runner import PluginRunnerMixin, SingleExperimentRunner
 
@@ -72,7 +73,44 @@ with _names_of_ax_0():
 
 
 class BayesOptRunner(PluginRunnerMixin, bayes_opt_runner.BayesOptRunner):
-    """Searches what YAML files mark with ``~BAYESIAN~``, ``~LOG_BAYESIAN~`` or ``~INT_BAYESIAN~``."""
+    """Searches what YAML files mark with ``~BAYESIAN~``, ``~LOG_BAYESIAN~`` or ``~INT_BAYESIAN~``.
+
+    A search that fails before a trial has trained leaves no folder, as the corrected command would go on with
+    the configs that are saved in it.
+
+    Args:
+        arguments: The command line, without what the runner itself is built with.
+        **options: Those of powerful-benchmarker's runner.
+    """
+
+    _fresh_folder: FreshFolder | None = None
+
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        with self._nothing_left_behind():
+            super().__init__(arguments, **options)
+
+    def setup_yaml_reader(self) -> Any:
+        """Reads the command line, before anything is made."""
+        reader = super().setup_yaml_reader()
+        if self._fresh_folder is None:
+            self._fresh_folder = FreshFolder(reader.args.experiment_folder)
+        return reader
+
+    def run(self) -> None:
+        """Searches, or goes on with a search."""
+        with self._nothing_left_behind():
+            super().run()
+
+    @contextlib.contextmanager
+    def _nothing_left_behind(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            fresh = self._fresh_folder
+            # A trial that has not trained has removed its own configs.
+            if fresh is not None and not any(fresh.folder.glob("*/configs")):
+                fresh.remove_what_is_new()
+            raise
 
     def get_single_experiment_runner(self) -> SingleExperimentRunner:
         """The runner of one trial."""

@@ -62,6 +62,17 @@ def test_trials_that_diverge_count_as_zero_and_other_errors_come_out(search, mon
         search("failing", "--bayes_opt_iters", "1")
 
 
+def test_a_search_that_has_not_trained_is_not_in_the_way_of_the_corrected_one(search, no_training, tmp_path):
+    with pytest.raises(ValueError, match="did you mean val"):
+        search("search", "--bayes_opt_iters", "1", "--splits_to_eval", "[vla]")
+    assert not any(tmp_path.iterdir())
+    # The second try finds a trial that has begun, which is kept.
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="training began"):
+            search("search", "--bayes_opt_iters", "1")
+        assert (tmp_path / "experiments" / "search" / "search0" / "configs").is_dir()
+
+
 def test_ax_is_left_as_it_was():
     from ax.service.ax_client import AxClient
     from ax.service.utils import best_point
