@@ -29,6 +29,16 @@ def returned_channels_last_features(network: Any, images: Tensor) -> Tensor:
     return returned_features(network, images).permute(0, 3, 1, 2)
 
 
+def returned_tokens(network: Any, images: Tensor) -> Tensor:
+    """The output of a network that says that it has prefix tokens, but returns the patch tokens alone."""
+    return returned_features(network, images)
+
+
+def returned_patch_tokens(network: Any, images: Tensor) -> Tensor:
+    """The output of a network that returns tokens, without the prefix tokens that it says to have."""
+    return returned_features(network, images)[:, num_prefix_tokens(network) :]
+
+
 def timm_features(network: Any, images: Tensor) -> Tensor:
     """timm's ``forward_features``, as (B, C, H, W) or without class, distillation and register tokens."""
     features: Tensor = network.forward_features(images)
@@ -45,6 +55,14 @@ def num_prefix_tokens(network: Any) -> int:
     if isinstance(said, int):
         return said
     return sum(getattr(network, name, None) is not None for name in ("cls_token", "dist_token"))
+
+
+def num_prefix_tokens_within(network: torch.nn.Module) -> int:
+    """:func:`num_prefix_tokens` of a network, or where it says nothing, of what is in it."""
+    own = num_prefix_tokens(network)
+    if own or isinstance(getattr(network, "num_prefix_tokens", None), int):
+        return own
+    return max(map(num_prefix_tokens_within, network.children()), default=0)
 
 
 def features_attribute(network: Any, images: Tensor) -> Tensor:
@@ -88,6 +106,26 @@ _NEEDED_ATTRIBUTES: dict[Features, tuple[str, ...]] = {
     shufflenet_features: ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
     torchvision_vit_tokens: ("_process_input", "class_token", "encoder"),
 }
+
+
+RETURNED = (returned_features, returned_channels_last_features, returned_tokens, returned_patch_tokens)
+"""The functions that give what the network returns."""
+
+
+def features_behind_returned_tokens(network: torch.nn.Module) -> list[Features]:
+    """The functions that may fit a network that returns tokens, the likeliest first.
+
+    Where there are prefix tokens, the tokens that are returned may be a grid with them or without. Of the
+    patch tokens of timm's ``forward_features`` it is known which they are; of others it shows with images of
+    another size, and only the network's own word tells that they stand in front.
+    """
+    functions = possible_features(network)
+    if not num_prefix_tokens_within(network):
+        return [returned_features, *functions]
+    known = [timm_features] if timm_features in functions and num_prefix_tokens(network) else []
+    has_number = isinstance(getattr(network, "num_prefix_tokens", None), int)
+    returned = [returned_tokens, *([returned_patch_tokens] if has_number else [])]
+    return [*known, *returned, *(features for features in functions if features not in known)]
 
 
 def possible_features(network: torch.nn.Module) -> list[Features]:

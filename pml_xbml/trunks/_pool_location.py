@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._known_pools import Features, returned_channels_last_features, returned_features
+from ._known_pools import RETURNED, Features, returned_features
 
 # Classifiers that run in training alone, in the Inception networks of torchvision, timm and pretrainedmodels.
 AUXILIARY_CLASSIFIERS = ("aux1", "aux2", "AuxLogits")
@@ -37,7 +37,7 @@ class PoolLocation:
     @property
     def is_output(self) -> bool:
         """Whether the network returns the local features."""
-        return self.features in (returned_features, returned_channels_last_features) and self.pool is None
+        return self.features in RETURNED and self.pool is None
 
     @property
     def dropped_modules(self) -> tuple[str, ...]:

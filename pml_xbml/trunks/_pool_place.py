@@ -2,7 +2,8 @@
 
 The place is looked for in this order:
 
-- its output, if that is feature maps (B, C, H, W) or (B, H, W, C) or tokens;
+- its output, if that is feature maps (B, C, H, W) or (B, H, W, C), or tokens, without those in front that are
+  no patches;
 - the last module that gives the mean over all positions of its input. With this module replaced by one that
   gives known numbers, and the modules that run after it by identities, the network must return these numbers;
 - the functions of :mod:`._known_pools`, for networks that average by a function call or classify by a class
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from ._known_pools import (
     Features,
+    features_behind_returned_tokens,
     possible_features,
     returned_channels_last_features,
     returned_features,
@@ -55,11 +57,12 @@ def find_place(network: nn.Module, run: Run, images: Tensor, pool: str | None) -
     if not isinstance(run.output, Tensor):
         raise NotFoundError(f"it must return one tensor, got {type(run.output).__name__}")
     functions = possible_features(network)
-    if run.output.dim() == 3 or (run.output.dim() == 4 and run.output.shape[2:].numel() > 1):
-        # Where it returns class tokens too, a known function may give the patch tokens alone.
-        is_channels_last = run.output.dim() == 4 and _are_channels_last(run.output, images)
+    by_module: Iterable[Place | None] = ()
+    if run.output.dim() == 3:
+        functions = features_behind_returned_tokens(network)
+    elif run.output.dim() == 4 and run.output.shape[2:].numel() > 1:
+        is_channels_last = _are_channels_last(run.output, images)
         functions.insert(0, returned_channels_last_features if is_channels_last else returned_features)
-        by_module: Iterable[Place | None] = ()
     else:
         by_module = (_place_of_module(network, call, run, images) for call in averaging_calls(network, run))
     by_function = (_place_of_features(network, f, run, images) for f in functions)

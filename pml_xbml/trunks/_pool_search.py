@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._evaluation import evaluation
+from ._known_pools import num_prefix_tokens_within, returned_tokens
 from ._pool_location import PoolLocation
 from ._pool_place import (
     NotFoundError,
@@ -111,6 +112,7 @@ def _search(network: nn.Module, pool: str | None, seen: _Seen, in_channels: int)
     if not any(place.is_complete for place in places):
         raise NotFoundError(_reason(seen))
     location = places[0].location
+    _check_prefix_tokens(network, places)
     side = last_images.shape[-1]
     for height, width in [(side, 2 * side), *((size, size) for size in _own_sizes(network) if size > side)]:
         images = _noise(network, in_channels, height, width)
@@ -129,6 +131,19 @@ def _larger_takes_over(places: list[Place], place: Place | None, images: Tensor)
         raise NotFoundError(_contradiction(places[-1].location, images))
     assert place is not None
     return place
+
+
+def _check_prefix_tokens(network: nn.Module, places: list[Place]) -> None:
+    """A number of tokens that is a grid may be so by prefix tokens, but not at two sizes."""
+    numbers = {place.num_positions for place in places}
+    if places[0].location.features is not returned_tokens or len(numbers) > 1:
+        return
+    number = num_prefix_tokens_within(network)
+    raise NotFoundError(
+        f"it says that it has {number} prefix token{'' if number == 1 else 's'} (num_prefix_tokens, "
+        f"cls_token or dist_token of it or of a module in it), and whether the {numbers.pop()} tokens that it "
+        "returns are all patches cannot be told; if they are, set its num_prefix_tokens = 0"
+    )
 
 
 def _check_classes(network: nn.Module, location: PoolLocation) -> None:

@@ -61,6 +61,29 @@ class Tokens(nn.Module):
         return self.body(images).flatten(2).transpose(1, 2)
 
 
+class WithPrefixTokens(Tokens):
+    """A network that returns patch tokens behind prefix tokens, or without them, and says how many those are.
+
+    It takes images of one size alone, as most vision transformers do, unless ``image_size`` is None.
+    """
+
+    def __init__(
+        self, num_prefix_tokens: int, image_size: int | None = 16, leaves_them_out: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_prefix_tokens, self.image_size = num_prefix_tokens, image_size
+        self.leaves_them_out = leaves_them_out
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.image_size not in (None, images.shape[2]):
+            raise ValueError(f"images must measure {self.image_size}")
+        patches = super().forward(images)
+        if self.leaves_them_out:
+            return patches
+        prefix = 10 + torch.ones(len(patches), self.num_prefix_tokens, 12).to(patches)
+        return torch.cat([prefix, patches], dim=1)
+
+
 class ChannelsLast(Tokens):
     """A network that returns feature maps (B, H, W, C)."""
 

@@ -1,6 +1,5 @@
 import copy
 import itertools
-import logging
 
 import pretrainedmodels
 import pytest
@@ -21,6 +20,7 @@ from tests.trunks.own_networks import (
     ResNetWithOwnForward,
     ReturningDictionary,
     Tokens,
+    WithPrefixTokens,
     convolutions,
     own_sequential,
 )
@@ -258,60 +258,6 @@ def test_layers_behind_an_earlier_average_are_not_dropped():
         PrototypePoolingTrunk(DownsamplingByAverages(ends_in_function=True))
 
 
-def with_own_head(head: nn.Module) -> nn.Module:
-    network = torchvision.models.resnet18()
-    network.fc = head
-    return network
-
-
-class TestDroppedHeads:
-    @pytest.fixture(autouse=True)
-    def propagate(self, monkeypatch):
-        monkeypatch.setattr(logging.getLogger("PML"), "propagate", True)
-
-    def test_an_own_head_is_told_once_with_how_to_keep_it(self, caplog):
-        network = with_own_head(nn.Linear(512, 64))
-        assert PrototypePoolingTrunk(network).num_features == 512
-        assert len(caplog.records) == 1
-        assert caplog.records[0].name == "PML"
-        assert "drops what follows the average of ResNet: fc (Linear(512, 64))" in caplog.text
-        assert "embedder = network.fc" in caplog.text
-
-    @pytest.mark.parametrize(
-        "build",
-        [
-            torchvision.models.resnet18,
-            lambda: timm.create_model("resnet18"),
-            lambda: timm.create_model("convnext_atto"),
-            lambda: nn.Sequential(nn.Identity(), timm.create_model("test_convnext")),
-            lambda: nn.Sequential(*convolutions()),
-        ],
-    )
-    def test_the_classifier_of_a_library_is_not_told(self, build, caplog):
-        PrototypePoolingTrunk(build())
-        assert not caplog.records
-
-    @pytest.mark.parametrize(
-        ("build", "told"),
-        [
-            (lambda: timm.create_model("resnet18", num_classes=64), "fc (Linear(512, 64))"),
-            (torchvision.models.mobilenet_v3_small, "classifier.0 (Linear(576, 1024))"),
-            (lambda: timm.create_model("mobilenetv3_small_050"), "conv_head (Conv2d)"),
-            (lambda: timm.create_model("test_convnext", num_classes=0), "head.norm (LayerNorm2d)"),
-            (lambda: with_own_head(nn.BatchNorm1d(512)), "fc (BatchNorm1d)"),
-            (
-                lambda: nn.Sequential(timm.create_model("test_resnet"), nn.Linear(1000, 64)),
-                "0.fc (Linear(96, 1000)), 1 (Linear(1000, 64))",
-            ),
-            (Headed, "head.1 (Linear(12, 6)), head.3 (Linear(6, 4))"),
-            (own_sequential, "8 (Linear(12, 4))"),
-        ],
-    )
-    def test_hidden_layers_and_heads_of_other_sizes_are_told(self, build, told, caplog):
-        PrototypePoolingTrunk(build())
-        assert told in caplog.text
-
-
 @pytest.mark.parametrize("layer4", [True, False])
 def test_resnets_that_were_cut(layer4):
     network = torchvision.models.resnet18()
@@ -345,6 +291,62 @@ def test_a_class_token_among_the_tokens_is_refused():
 
     with pytest.raises(ValueError, match="cannot tell where"):
         PrototypePoolingTrunk(WithClassToken())
+
+
+@pytest.mark.parametrize("size", [32, None])
+@pytest.mark.parametrize("num_prefix_tokens", [1, 4, 5, 9])
+def test_prefix_tokens_that_a_network_returns_are_not_pooled(num_prefix_tokens, size):
+    """Not even where they and the patches are as many as a larger grid has."""
+    network = WithPrefixTokens(num_prefix_tokens, size).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.body(images).mean((2, 3))
+        output = PrototypePoolingTrunk(network)(images)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+
+
+def test_tokens_that_may_be_prefix_tokens_are_refused():
+    """Of 25 tokens of which 9 are said to stand in front, all or 16 may be patches."""
+    message = r"says that it has 9 prefix tokens.*25 tokens.*num_prefix_tokens = 0"
+    within = nn.Sequential(WithPrefixTokens(9, 32), nn.LayerNorm(12))
+    within[0].body = nn.Sequential(*convolutions(), nn.MaxPool2d(2))
+    for network in (WithPrefixTokens(9), within):
+        with pytest.raises(ValueError, match=message):
+            PrototypePoolingTrunk(network)
+
+
+def test_patches_that_are_no_squares_are_not_mixed_with_a_class_token():
+    """2 × 4 patches and a class token are as many as 3 × 3."""
+    network = timm.models.VisionTransformer(
+        img_size=32, patch_size=(16, 8), embed_dim=16, depth=1, num_heads=2, num_classes=0, global_pool=""
+    )
+    with pytest.raises(ValueError, match=r"says that it has 1 prefix token.*9 tokens"):
+        PrototypePoolingTrunk(network)
+
+
+@pytest.mark.parametrize("size", [32, None])
+def test_tokens_from_which_a_network_leaves_out_those_in_front_are_pooled_where_that_shows(size):
+    network = WithPrefixTokens(1, size, leaves_them_out=True).eval()
+    if size is not None:
+        with pytest.raises(ValueError, match=r"says that it has 1 prefix token.*64 tokens"):
+            PrototypePoolingTrunk(network)
+        network.num_prefix_tokens = 0
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images).mean(1)
+        output = PrototypePoolingTrunk(network)(images)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+
+
+def test_register_tokens_are_not_pooled_where_all_tokens_are_a_square():
+    network = timm.create_model(
+        "vit_tiny_patch16_224", reg_tokens=4, img_size=32, num_classes=0, global_pool=""
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images)[:, 5:].mean(1)
+        output = PrototypePoolingTrunk(network)(images)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
 
 
 def test_flattened_maps_are_not_taken_for_tokens():
