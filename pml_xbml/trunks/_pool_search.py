@@ -141,7 +141,7 @@ def _check_prefix_tokens(network: nn.Module, places: list[Place]) -> None:
     number = num_prefix_tokens_within(network)
     raise NotFoundError(
         f"it says that it has {number} prefix token{'' if number == 1 else 's'} (num_prefix_tokens, "
-        f"cls_token or dist_token of it or of a module in it), and whether the {numbers.pop()} tokens that it "
+        f"cls_token or dist_token of it or of a module in it), and whether the {numbers.pop()} tokens it "
         "returns are all patches cannot be told; if they are, set its num_prefix_tokens = 0"
     )
 
