@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import _pml
 from .._evaluation import evaluation
+from ._libraries import LIBRARIES, package_of, parents_of, runs_code_of_a_library
 from ._pool_location import PoolLocation
 
-_LIBRARIES = ("torchvision", "timm", "pretrainedmodels")
 _NUM_CLASSES_OF_IMAGENET = 1000
 
 Layers = list[tuple[str, torch.nn.Module]]
@@ -95,9 +95,9 @@ def _state(module: torch.nn.Module, recurse: bool) -> Iterator[Tensor]:
 
 def _is_function(module: torch.nn.Module) -> bool:
     """Whether a module computes something by code that is no library's, or torch's own, without a state."""
-    package = _package(type(module))
+    package = package_of(type(module))
     is_container = package == "torch" and any(True for _ in module.children())
-    return not is_container and package not in _LIBRARIES and not any(True for _ in _state(module, True))
+    return not is_container and package not in LIBRARIES and not any(True for _ in _state(module, True))
 
 
 def _changes(module: torch.nn.Module, features: Tensor) -> bool:
@@ -121,11 +121,11 @@ def _is_classifier(
     network: torch.nn.Module, head: str, name: str, module: torch.nn.Module, num_features: int
 ) -> bool:
     # Code of a user's own around a layer may do more than the layer.
-    around = [of for of in (*_parents(name), name) if len(of) >= len(head)]
+    around = [of for of in (*parents_of(name), name) if len(of) >= len(head)]
     return (
         _size(module, "out") == _num_classes(network, name)
         and _size(module, "in") == num_features
-        and all(_package(type(network.get_submodule(of))) in ("torch", *_LIBRARIES) for of in around)
+        and all(package_of(type(network.get_submodule(of))) in ("torch", *LIBRARIES) for of in around)
     )
 
 
@@ -135,13 +135,9 @@ def _is_norm_of_library(network: torch.nn.Module, name: str, module: torch.nn.Mo
     if "norm" not in type(module).__name__.lower():
         return False
     is_named_so = any(word in own_name for word in ("norm", "bn"))
-    return _package(type(module)) in _LIBRARIES or (
-        is_named_so and _package(type(network.get_submodule(parent))) in _LIBRARIES
+    return package_of(type(module)) in LIBRARIES or (
+        is_named_so and package_of(type(network.get_submodule(parent))) in LIBRARIES
     )
-
-
-def _package(of: type) -> str:
-    return of.__module__.partition(".")[0]
 
 
 def _size(module: torch.nn.Module, side: str) -> int:
@@ -150,17 +146,12 @@ def _size(module: torch.nn.Module, side: str) -> int:
 
 def _num_classes(network: torch.nn.Module, name: str) -> int | None:
     """The classes of the library's weights for the network that has a layer; None if it is of no library."""
-    for owner in map(network.get_submodule, _parents(name)):
-        if str(getattr(owner.forward, "__module__", None)).partition(".")[0] in _LIBRARIES:
+    for owner in map(network.get_submodule, parents_of(name)):
+        if runs_code_of_a_library(owner):
             config = getattr(owner, "pretrained_cfg", None)
             of_timm = config.get("num_classes") if isinstance(config, dict) else None
             return int(of_timm or _NUM_CLASSES_OF_IMAGENET)
     return None
-
-
-def _parents(name: str) -> list[str]:
-    """Dotted names of the modules that a module is in, from the network on."""
-    return ["", *(name[:position] for position, letter in enumerate(name) if letter == ".")]
 
 
 def _described(module: torch.nn.Module) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._evaluation import evaluation
 from ._known_pools import num_prefix_tokens_within, returned_tokens
+from ._libraries import classifier_in_front
 from ._pool_location import PoolLocation
 from ._pool_place import (
     NotFoundError,
@@ -86,6 +87,7 @@ def find_global_pool(network: nn.Module, pool: str | None = None) -> PoolLocatio
 def _search(network: nn.Module, pool: str | None, seen: _Seen, in_channels: int) -> PoolLocation:
     places: list[Place] = []
     has_moved = False
+    last_run = Run()
     images = last_images = _noise(network, in_channels, 1, 1)
     for size in sorted({*_IMAGE_SIZES, *_own_sizes(network)}):
         images = _noise(network, in_channels, size, size)
@@ -100,7 +102,7 @@ def _search(network: nn.Module, pool: str | None, seen: _Seen, in_channels: int)
             places = [_larger_takes_over(places, place, images)]
         else:
             places.append(place)
-        last_images = images
+        last_images, last_run = images, run
         if len({place.num_positions for place in places if place.is_complete}) > 1:
             break
     else:
@@ -121,7 +123,7 @@ def _search(network: nn.Module, pool: str | None, seen: _Seen, in_channels: int)
         if run is not None and (place is None or place.location != location):
             raise NotFoundError(_contradiction(location, images))
     if pool is None:
-        _check_classes(network, location)
+        _check_classes(network, location, last_run)
     return replace(location, returns_average=returns_average_itself(network, location, last_images))
 
 
@@ -146,12 +148,19 @@ def _check_prefix_tokens(network: nn.Module, places: list[Place]) -> None:
     )
 
 
-def _check_classes(network: nn.Module, location: PoolLocation) -> None:
+def _check_classes(network: nn.Module, location: PoolLocation, run: Run) -> None:
+    if location.pool is None:
+        return
+    if classifier := classifier_in_front(network, location, run):
+        raise NotFoundError(
+            f"{location.pool!r} averages maps that {classifier!r} makes, which is the classifier's place in "
+            "its library, so that they may be maps of classes; if they are to be pooled, name it"
+        )
     num_classes = getattr(network, "num_classes", None)
     has_classifier = any(
         True for name in location.head_modules for _ in network.get_submodule(name).parameters()
     )
-    if location.pool is not None and num_classes == location.num_features and not has_classifier:
+    if num_classes == location.num_features and not has_classifier:
         raise NotFoundError(
             f"{location.pool!r} averages maps of its {num_classes} classes, which no classifier follows"
         )

@@ -278,9 +278,57 @@ def test_an_average_over_quarters_is_no_global_average():
 
 def test_class_maps_are_no_local_features():
     with pytest.raises(
-        ValueError, match=r"averages maps of its 1000 classes.*Candidates are .*classifier\.3"
+        ValueError, match=r"averages maps that 'classifier\.1' makes.*Candidates are .*classifier\.3"
     ):
         PrototypePoolingTrunk(torchvision.models.squeezenet1_1())
+
+
+def squeezenet_of(layer: nn.Module) -> nn.Module:
+    network = torchvision.models.squeezenet1_1()
+    network.classifier[1] = layer
+    return network
+
+
+def squeezenet_of_pretrainedmodels() -> nn.Module:
+    network = pretrainedmodels.squeezenet1_1(pretrained=None)
+    network.last_conv = nn.Conv2d(512, 100, 1)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("build", "pool", "layer"),
+    [
+        (lambda: squeezenet_of(nn.Conv2d(512, 100, 1)), "classifier.3", "classifier.1"),
+        (
+            lambda: squeezenet_of(nn.Sequential(nn.Dropout(), nn.Conv2d(512, 100, 1))),
+            "classifier.3",
+            "classifier.1.1",
+        ),
+        (
+            lambda: nn.Sequential(squeezenet_of(nn.Conv2d(512, 100, 1)), nn.Linear(100, 64)),
+            "0.classifier.3",
+            "0.classifier.1",
+        ),
+        (squeezenet_of_pretrainedmodels, "avgpool", "last_conv"),
+    ],
+)
+def test_maps_of_other_classes_are_no_local_features(build, pool, layer):
+    """Although the network says that it has the library's number of them."""
+    network = build()
+    with pytest.raises(ValueError, match=rf"{pool!r} averages maps that {layer!r} makes.*Candidates are"):
+        PrototypePoolingTrunk(network)
+    assert PrototypePoolingTrunk(network, pool=pool).num_features == 100
+
+
+def test_maps_of_as_many_classes_as_a_network_says_are_no_local_features():
+    network = nn.Sequential(*convolutions(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.num_classes = 12
+    with pytest.raises(ValueError, match="averages maps of its 12 classes"):
+        PrototypePoolingTrunk(network)
+
+
+def test_a_head_in_front_of_the_average_may_be_the_backbone():
+    assert PrototypePoolingTrunk(timm.create_model("selecsls42b", num_classes=0)).num_features == 1024
 
 
 def test_a_class_token_among_the_tokens_is_refused():
