@@ -243,7 +243,7 @@ class ConfigChecker:
             # TesterFactory has its own words on PML's former "reference_set".
             if known is not None and name not in known and name != "reference_set":
                 # "weight" has half of its letters in common with "cross_batch_weight".
-                hint = did_you_mean(name, known, similarity=0.4)
+                hint = did_you_mean(name, known, or_part_of=True)
                 raise ValueError(f"{kind}: {found.__name__} has no argument {name!r}{hint}")
             if name in _KINDS_OF_NESTED_CLASSES and isinstance(nested, dict):
                 self._check_class(_KINDS_OF_NESTED_CLASSES[name], nested)

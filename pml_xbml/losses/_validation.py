@@ -8,8 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .. import _pml
-from .._checks import did_you_mean
+from .. import _checks, _pml
 
 # What every loss of pytorch-metric-learning takes besides a distance and a reducer.
 OPTIONS_OF_ALL_LOSSES = ("embedding_regularizer", "embedding_reg_weight", "collect_stats")
@@ -28,12 +27,9 @@ def check_options(names: Iterable[str], loss_class: type) -> None:
                 f"a {name} belongs to loss: pass {loss_class.__name__}(loss=SomeLoss({name}=...)), got one "
                 f"on {loss_class.__name__} itself"
             )
-        if name not in OPTIONS_OF_ALL_LOSSES:
-            own = inspect.signature(loss_class).parameters
-            known = [*(argument for argument in own if argument != "kwargs"), *OPTIONS_OF_ALL_LOSSES]
-            # "weight" has half of its letters in common with "cross_batch_weight".
-            hint = did_you_mean(name, known, similarity=0.4)
-            raise TypeError(f"arguments must be among {', '.join(known)}, got {name}{hint}")
+    own = inspect.signature(loss_class).parameters
+    known = [*(argument for argument in own if argument != "kwargs"), *OPTIONS_OF_ALL_LOSSES]
+    _checks.check_options(names, loss_class.__name__, known)
 
 
 def checked_labels(embeddings: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import check_options
 from .._evaluation import evaluation
 from ._dropped_head import warn_of_dropped_head
 from ._pool_location import GlobalAverage, PooledFeatures, pooled_by, replace_modules
@@ -43,7 +45,7 @@ class PrototypePoolingTrunk(torch.nn.Module):
         num_features: C, the channels at the average, and of the output.
 
     Raises:
-        TypeError: if ``trunk`` is not a module, or ``pool`` not a string.
+        TypeError: if ``trunk`` is not a module, ``pool`` not a string, or an option unknown.
         ValueError: if the trunk is wrapped already; if it cannot be told where it averages (the message
             names the candidates); if it has no module ``pool``, or goes on after it in a way that cannot be
             dropped; if an option of the pooling is out of range. The network is then as it was.
@@ -68,6 +70,8 @@ class PrototypePoolingTrunk(torch.nn.Module):
         _check_trunk(trunk)
         if pool is not None and not isinstance(pool, str):
             raise TypeError(f"pool must be the dotted name of a module of the trunk, got {pool!r}")
+        known = [*_names_of_arguments(PrototypePoolingTrunk)[:-1], *_names_of_arguments(PrototypePooling)[2:]]
+        check_options(pooling_options, "PrototypePoolingTrunk", known)
         location = find_global_pool(trunk, pool)
         pooling = PrototypePooling(location.num_features, num_prototypes, **pooling_options)
         parameter = next((p for p in trunk.parameters() if p.is_floating_point()), None)
@@ -127,7 +131,8 @@ class PrototypePoolingTrunk(torch.nn.Module):
             The cover radius among unit vectors, see :meth:`PrototypePooling.init_prototypes`.
 
         Raises:
-            TypeError: if there is something else than images, or they are not floating point.
+            TypeError: if there is something else than images, or they are not of the floating point type
+                that the network takes.
             ValueError: if there are no images, or their local features do not suffice for the prototypes.
         """
         collected: list[Tensor] = []
@@ -138,12 +143,24 @@ class PrototypePoolingTrunk(torch.nn.Module):
             with evaluation(self):
                 for batch in _image_batches(images):
                     for part in batch.split(_IMAGES_PER_RUN):
-                        self(part.to(self.prototypes.device))
+                        self._run_on(part.to(self.prototypes.device))
         finally:
             handle.remove()
         # With eval_histograms there are some now, which no loss should take for those of its batch.
         self.pooling.histograms = None
         return self.pooling.init_prototypes(torch.cat(collected))
+
+    def _run_on(self, images: Tensor) -> None:
+        try:
+            self(images)
+        except RuntimeError as error:
+            # Under autocast, and where the network converts images itself, other types do.
+            if images.dtype == self.prototypes.dtype:
+                raise
+            raise TypeError(
+                f"images must be {self.prototypes.dtype}, as the parameters of the trunk are, got "
+                f"{images.dtype}: pass images.to({self.prototypes.dtype})"
+            ) from error
 
     def unwrap(self) -> torch.nn.Module:
         """Gives the network back, for deployment: a plain average in place of the pooling, same outputs.
@@ -237,6 +254,10 @@ class PrototypePoolingTrunk(torch.nn.Module):
             f"{prefix}{name}".rstrip("."): version for name, version in versions.items()
         }
         return translated
+
+
+def _names_of_arguments(of: type) -> list[str]:
+    return [*inspect.signature(of).parameters]
 
 
 def _check_trunk(trunk: torch.nn.Module) -> None:

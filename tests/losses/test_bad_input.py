@@ -41,6 +41,8 @@ class TestBadInput:
             ),
             ({"loss": CrossBatchPrototypeLoss()}, TypeError, "distance, got CrossBatchPrototypeLoss, which"),
             ({"pooling": torch.nn.Linear(2, 2)}, TypeError, "pooling must be .* got Linear"),
+            ({"normalize_histograms": True}, TypeError, "got normalize_histograms$"),
+            ({"center_histograms": True}, TypeError, "got center_histograms$"),
             ({"weight": 0.3}, TypeError, "got weight; did you mean cross_batch_weight?"),
             ({"k": 3}, TypeError, r"among loss, pooling, .*, collect_stats, got k$"),
             ({"embedding_reg": 1}, TypeError, "got embedding_reg; did you mean embedding_reg_weight?"),

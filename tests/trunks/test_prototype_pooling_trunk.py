@@ -252,6 +252,14 @@ def test_options_reach_the_pooling_and_wrong_ones_leave_the_network_alone():
     network = own_sequential()
     with pytest.raises(ValueError, match="temperature"):
         PrototypePoolingTrunk(network, temperature=0)
+    for wrong, nearest in [("num_prototype", "num_prototypes"), ("temprature", "temperature")]:
+        message = rf"arguments of PrototypePoolingTrunk .* got {wrong}; did you mean {nearest}\?"
+        with pytest.raises(TypeError, match=message):
+            PrototypePoolingTrunk(network, **{wrong: 3})
+    with pytest.raises(
+        TypeError, match=r"among trunk, num_prototypes, pool, temperature, .*got num_features$"
+    ):
+        PrototypePoolingTrunk(network, num_features=3)
     assert isinstance(network[5], nn.AdaptiveAvgPool2d)
     trunk = PrototypePoolingTrunk(
         network, 3, temperature=0.5, similarity="dot", output="prototypes", eval_histograms=True
@@ -351,6 +359,12 @@ def test_wrong_images():
     trunk = PrototypePoolingTrunk(nn.Sequential(*convolutions()), 64)
     with pytest.raises(TypeError, match=r"got torch\.uint8: pass images\.float\(\) / 255"):
         trunk.init_prototypes(torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+    for dtype in (torch.float64, torch.float16):
+        message = rf"must be torch\.float32, .* got {dtype}: pass images\.to\(torch\.float32\)"
+        with pytest.raises(TypeError, match=message):
+            trunk.init_prototypes(torch.zeros(4, 3, 16, 16, dtype=dtype))
+    with pytest.raises(RuntimeError, match="channels"):
+        trunk.init_prototypes(torch.zeros(4, 5, 16, 16))
     with pytest.raises(TypeError, match=r"batches .* got str"):
         trunk.init_prototypes(["image.png"])
     with pytest.raises(TypeError, match="images must be a tensor, a list of tensors or a loader, got 3"):
