@@ -36,17 +36,18 @@ def check_options(names: Iterable[str], class_name: str, known: Collection[str])
             raise TypeError(f"arguments of {class_name} must be among {', '.join(known)}, got {name}{hint}")
 
 
-def did_you_mean(name: str, known: Iterable[str], or_part_of: bool = False) -> str:
+def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6, or_part_of: bool = False) -> str:
     """The end of a message about an unknown name: the known name that is nearest, or nothing.
 
     Args:
         name: unknown.
         known: names.
+        similarity: of the nearest name at least, from 0 to 1.
         or_part_of: whether else a name counts that has all words of the unknown one, as "cross_batch_weight"
             has of "weight", however much there is besides.
     """
     names = list(known)
     longer = [other for other in names if or_part_of and f"_{name}_" in f"_{other}_"]
-    nearest = difflib.get_close_matches(name, names, n=1)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=similarity)
     nearest = nearest or difflib.get_close_matches(name, longer, n=1, cutoff=0)
     return f"; did you mean {nearest[0]}?" if nearest else ""
