@@ -106,7 +106,7 @@ class PluginAPIParserMixin:
         """As in powerful-benchmarker, which trains right after it.
 
         Args:
-            trainer: As in powerful-benchmarker.
+            trainer: as in powerful-benchmarker.
         """
         super().training_assertions(trainer)  # type: ignore[misc]
         # From here on there is something to keep.
@@ -149,8 +149,8 @@ class PluginAPIParserMixin:
         """Evaluates untrained and best models, without a trace in what is drawn afterwards.
 
         Args:
-            load_best_model: As in powerful-benchmarker.
-            use_input_embedder: As in powerful-benchmarker.
+            load_best_model: as in powerful-benchmarker.
+            use_input_embedder: as in powerful-benchmarker.
         """
         with preserved_random_state():
             super().setup_eval_and_run(load_best_model, use_input_embedder)  # type: ignore[misc]
@@ -217,7 +217,7 @@ class PluginAPIParserMixin:
         """Wraps the models, on one device if histograms have to reach the loss.
 
         Args:
-            models: By name; changed in place.
+            models: by name; changed in place.
         """
         if torch.cuda.device_count() > 1 and self._prototype_trunk() is not None:
             for name, model in models.items():

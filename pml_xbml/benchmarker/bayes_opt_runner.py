@@ -79,7 +79,7 @@ class BayesOptRunner(PluginRunnerMixin, bayes_opt_runner.BayesOptRunner):
     the configs that are saved in it.
 
     Args:
-        arguments: The command line, without what the runner itself is built with.
+        arguments: the command line, without what the runner itself is built with.
         **options: Those of powerful-benchmarker's runner.
     """
 
@@ -130,8 +130,8 @@ class BayesOptRunner(PluginRunnerMixin, bayes_opt_runner.BayesOptRunner):
         """Trains with the values of one trial.
 
         Args:
-            parameters: The values.
-            sub_experiment_name: The name of the trial.
+            parameters: the values.
+            sub_experiment_name: the name of the trial.
 
         Returns:
             The accuracy and its standard error; 0 for values that training diverges with, so that the search
@@ -151,9 +151,9 @@ class BayesOptRunner(PluginRunnerMixin, bayes_opt_runner.BayesOptRunner):
         """Records a trial.
 
         Args:
-            record_keeper: As PML builds it.
-            ax_client: As in powerful-benchmarker.
-            iteration: The number of the trial.
+            record_keeper: as PML builds it.
+            ax_client: as in powerful-benchmarker.
+            iteration: the number of the trial.
         """
         as_called = RecordKeeper(
             record_keeper.tensorboard_writer,
@@ -166,7 +166,7 @@ class BayesOptRunner(PluginRunnerMixin, bayes_opt_runner.BayesOptRunner):
         """Draws the accuracy of each trial, in place of the HTML that ax-platform made until version 0.5.
 
         Args:
-            ax_client: As in powerful-benchmarker.
+            ax_client: as in powerful-benchmarker.
         """
         from matplotlib.figure import Figure
 

@@ -26,12 +26,12 @@ class ClassGetter(PytorchGetter):
         """As in ``EasyModuleAttributeGetter``.
 
         Args:
-            obj_name: The kind of class: "loss", "model", "dataset", ….
-            class_name: The name of the class.
-            params: The arguments to build it with.
-            yaml_dict: Instead of name and arguments, ``{name: arguments}`` as it stands in a YAML file.
-            additional_params: More arguments.
-            return_uninitialized: Whether to return the class and its arguments instead of an object.
+            obj_name: the kind of class: "loss", "model", "dataset", ….
+            class_name: the name of the class.
+            params: the arguments to build it with.
+            yaml_dict: instead of name and arguments, ``{name: arguments}`` as it stands in a YAML file.
+            additional_params: more arguments.
+            return_uninitialized: whether to return the class and its arguments instead of an object.
 
         Returns:
             The object, or (class, arguments).
@@ -80,7 +80,7 @@ def argument_names(function: Callable[..., Any]) -> set[str] | None:
     """The names of the arguments that a function, or the constructor of a class, takes.
 
     Args:
-        function: The function or class. A constructor that hands ``**kwargs`` on is read together with those
+        function: the function or class. A constructor that hands ``**kwargs`` on is read together with those
             of the classes above it.
 
     Returns:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs powerful-benchmarker with this plugin.
 
     Args:
-        argv: The command line after ``pml-xbml benchmark``.
+        argv: the command line after ``pml-xbml benchmark``.
 
     Returns:
         The exit status: 0, or 1 if powerful-benchmarker is not installed.

@@ -89,7 +89,7 @@ class ConfigChecker:
     Whatever is wrong is a ``ValueError`` that says where it stands, what would do, and the nearest name.
 
     Args:
-        args: The merged configs.
+        args: the merged configs.
         getter: Finds the classes.
     """
 
@@ -122,7 +122,7 @@ class ConfigChecker:
 
         Args:
             split_names: Those that the split manager makes.
-            is_training: Whether the run trains, and needs the accuracies that the best model is chosen by.
+            is_training: whether the run trains, and needs the accuracies that the best model is chosen by.
         """
         splits_to_eval = self.args.splits_to_eval
         if not isinstance(splits_to_eval, list):

@@ -11,8 +11,8 @@ def evaluation_table(csv_folder: Path, splits: Sequence[str], aggregator: str) -
 
     Args:
         csv_folder: ``meta_logs/saved_csvs`` of the experiment.
-        splits: The evaluated splits, "val" or "test".
-        aggregator: What the files' names begin with: the class that joined the folds, ``MeanAggregator`` or
+        splits: the evaluated splits, "val" or "test".
+        aggregator: what the files' names begin with: the class that joined the folds, ``MeanAggregator`` or
             ``ConcatenateEmbeddings``.
 
     Returns:

@@ -6,7 +6,7 @@ class FreshFolder:
     """A folder that a run fills, with what was there before, so that a run that fails early leaves nothing.
 
     Args:
-        folder: The folder. It need not be there yet.
+        folder: the folder. It need not be there yet.
     """
 
     def __init__(self, folder: str) -> None:

@@ -38,13 +38,13 @@ class HookContainer(PrototypeHookContainer):
         """As in PML.
 
         Args:
-            tester: As in PML.
-            dataset_dict: The splits to evaluate, and those that they are compared with.
-            model_folder: As in PML.
-            test_interval: As in PML; checkpoints are made as often, pictures not more often.
-            patience: As in PML.
-            splits_to_eval: Names; all of ``dataset_dict`` that nothing is only compared with, if left out.
-            test_collate_fn: As in PML.
+            tester: as in PML.
+            dataset_dict: the splits to evaluate, and those that they are compared with.
+            model_folder: as in PML.
+            test_interval: as in PML; checkpoints are made as often, pictures not more often.
+            patience: as in PML.
+            splits_to_eval: names; all of ``dataset_dict`` that nothing is only compared with, if left out.
+            test_collate_fn: as in PML.
 
         Returns:
             As in PML.
@@ -79,14 +79,14 @@ class HookContainer(PrototypeHookContainer):
         """As in PML.
 
         Args:
-            tester: As in PML.
-            dataset_dict: The splits to evaluate, and those that they are compared with.
-            epoch: An epoch, or the name of an ensemble's model.
-            trunk: As in PML.
-            embedder: As in PML.
-            splits_to_eval: Names.
-            collate_fn: As in PML.
-            skip_eval_if_already_done: As in PML.
+            tester: as in PML.
+            dataset_dict: the splits to evaluate, and those that they are compared with.
+            epoch: an epoch, or the name of an ensemble's model.
+            trunk: as in PML.
+            embedder: as in PML.
+            splits_to_eval: names.
+            collate_fn: as in PML.
+            skip_eval_if_already_done: as in PML.
 
         Returns:
             Whether anything was evaluated.
@@ -113,7 +113,7 @@ class HookContainer(PrototypeHookContainer):
         """As in PML; an ensemble has no epochs, and none of them is the best.
 
         Args:
-            tester: As in PML.
+            tester: as in PML.
         """
         if all(isinstance(accuracies["epoch"], int) for accuracies in tester.all_accuracies.values()):
             super().end_of_testing_hook(tester)
@@ -129,10 +129,10 @@ class HookContainer(PrototypeHookContainer):
         """As in PML, from the checkpoint where that is what is wanted.
 
         Args:
-            trainer: As in PML.
-            model_folder: As in PML.
-            device: As in PML.
-            best: Go back to the best model instead.
+            trainer: as in PML.
+            model_folder: as in PML.
+            device: as in PML.
+            best: go back to the best model instead.
 
         Returns:
             The epoch to train next.
@@ -150,10 +150,10 @@ class HookContainer(PrototypeHookContainer):
         """As in PML; the first best model takes the place of the untrained one.
 
         Args:
-            trainer: As in PML.
-            model_folder: As in PML.
-            curr_suffix: As in PML.
-            prev_suffix: As in PML.
+            trainer: as in PML.
+            model_folder: as in PML.
+            curr_suffix: as in PML.
+            prev_suffix: as in PML.
         """
         if prev_suffix is None and str(curr_suffix).startswith("best") and curr_suffix != "best0":
             prev_suffix = "best0"
@@ -165,9 +165,9 @@ class HookContainer(PrototypeHookContainer):
         """As in PML, among the epochs that were trained.
 
         Args:
-            tester: As in PML.
-            split_name: As in PML.
-            ignore_epoch: As in PML; powerful-benchmarker's numbers of untrained models.
+            tester: as in PML.
+            split_name: as in PML.
+            ignore_epoch: as in PML; powerful-benchmarker's numbers of untrained models.
 
         Returns:
             As in PML.
@@ -179,8 +179,8 @@ class HookContainer(PrototypeHookContainer):
         """As in PML; known before anything was tested.
 
         Args:
-            tester: As in PML.
-            split_name: As in PML.
+            tester: as in PML.
+            split_name: as in PML.
 
         Returns:
             The name of the table.
@@ -193,7 +193,7 @@ class HookContainer(PrototypeHookContainer):
         """The learning rates to record.
 
         Args:
-            optimizer: With one group of parameters, or with the prototypes in a second one.
+            optimizer: with one group of parameters, or with the prototypes in a second one.
 
         Returns:
             The learning rates by name.

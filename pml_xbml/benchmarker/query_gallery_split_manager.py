@@ -17,7 +17,7 @@ class QueryGallerySplitManager(split_managers.ClassDisjointSplitManager):
     Args:
         num_training_partitions: Number of parts that the classes to train on are dealt to; each is one way's
             validation classes.
-        num_training_sets: How many of these ways to train.
+        num_training_sets: how many of these ways to train.
         **options: Those of powerful-benchmarker's ``ClassDisjointSplitManager``.
     """
 
@@ -78,9 +78,9 @@ class QueryGallerySplitManager(split_managers.ClassDisjointSplitManager):
         """The splits that are asked for, and those that they are compared with.
 
         Args:
-            transform_type: As in powerful-benchmarker.
-            inclusion_list: As in powerful-benchmarker.
-            exclusion_list: As in powerful-benchmarker.
+            transform_type: as in powerful-benchmarker.
+            inclusion_list: as in powerful-benchmarker.
+            exclusion_list: as in powerful-benchmarker.
 
         Returns:
             Data sets by split name.

@@ -34,12 +34,12 @@ class RecordKeeper(TensorBoardRecordKeeper):
         """As in ``record_keeper.RecordKeeper``.
 
         Args:
-            record_these: What to record, by name.
-            global_iteration: The iteration or epoch, or a name that stands for the table's next row.
-            custom_attr_func: As in record-keeper.
-            parent_name: The table of values that do not belong to an object.
-            recursive_types: As in record-keeper.
-            input_group_name_for_non_objects: The same as ``parent_name``.
+            record_these: what to record, by name.
+            global_iteration: the iteration or epoch, or a name that stands for the table's next row.
+            custom_attr_func: as in record-keeper.
+            parent_name: the table of values that do not belong to an object.
+            recursive_types: as in record-keeper.
+            input_group_name_for_non_objects: the same as ``parent_name``.
         """
         if input_group_name_for_non_objects is not None:
             parent_name = input_group_name_for_non_objects
@@ -58,10 +58,10 @@ class RecordKeeper(TensorBoardRecordKeeper):
         """As in ``record_keeper.RecordKeeper``.
 
         Args:
-            group: The table.
-            series: The column.
-            value: A number, string, time, list, array or tensor.
-            global_iteration: The row.
+            group: the table.
+            series: the column.
+            value: a number, string, time, list, array or tensor.
+            global_iteration: the row.
         """
         if isinstance(global_iteration, str):
             global_iteration = self._next_row(group)

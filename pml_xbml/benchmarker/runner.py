@@ -39,7 +39,7 @@ class PluginRunnerMixin:
     For any of powerful-benchmarker's runners. More classes are registered as ever, with ``register``.
 
     Args:
-        arguments: The command line, without what the runner itself is built with.
+        arguments: the command line, without what the runner itself is built with.
         **options: Those of powerful-benchmarker's runner.
     """
 
@@ -106,7 +106,7 @@ class PluginRunnerMixin:
         """Trains or evaluates.
 
         Args:
-            args: The merged configs.
+            args: the merged configs.
 
         Returns:
             As :meth:`~pml_xbml.benchmarker.api_parser.PluginAPIParserMixin.run`.
@@ -125,7 +125,7 @@ class PluginRunnerMixin:
         """The YAML files that the command line names.
 
         Args:
-            args: The command line.
+            args: the command line.
 
         Returns:
             The paths for each folder of the root of configs.

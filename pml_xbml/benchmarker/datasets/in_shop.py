@@ -14,13 +14,13 @@ class InShop(ConcatDataset[Any]):
     For :class:`~pml_xbml.benchmarker.query_gallery_split_manager.QueryGallerySplitManager`.
 
     Args:
-        root: The folder of all data sets.
+        root: the folder of all data sets.
         transform: Takes an RGB PIL image.
         download: Must be False, see :class:`pml_xbml.datasets.InShop`.
 
     Attributes:
-        labels: The label of each image.
-        parts: The indices of the images of "train", "query" and "gallery".
+        labels: the label of each image.
+        parts: the indices of the images of "train", "query" and "gallery".
 
     Raises:
         FileNotFoundError: if the data set's folder is not there.

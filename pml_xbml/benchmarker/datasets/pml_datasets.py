@@ -14,9 +14,9 @@ class _UnderCommonRootMixin:
     Images are RGB, which some of these data sets' files are not.
 
     Args:
-        root: The folder of all data sets.
+        root: the folder of all data sets.
         transform: Takes an RGB PIL image.
-        download: Whether PML is to download the data set, if its folder is missing or empty.
+        download: whether PML is to download the data set, if its folder is missing or empty.
         **options: The data set's other arguments.
 
     Raises:

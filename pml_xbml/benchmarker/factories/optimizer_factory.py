@@ -50,7 +50,7 @@ class OptimizerFactory(factories.OptimizerFactory):
         """Names optimizers, schedulers and clippers as PML's trainers want them.
 
         Args:
-            named_specs_output: What was created for each optimizer.
+            named_specs_output: what was created for each optimizer.
 
         Returns:
             Optimizers, learning rate schedulers, and gradient clippers.
