@@ -72,11 +72,7 @@ class PluginAPIParserMixin:
         Raises:
             ValueError: if a name in the configs does not exist, or a value cannot be used.
         """
-        checker = ConfigChecker(self.args, self.pytorch_getter)
-        checker.check()
-        build_split_manager = self.factories["split_manager"].get_split_manager
-        split_manager = _create("split_manager", build_split_manager, self.args.split_manager)
-        checker.check_splits(split_manager.split_names, self.is_training())  # type: ignore[attr-defined]
+        self.check_configs()
         try:
             return super().run()  # type: ignore[misc]
         except Exception:
@@ -85,6 +81,18 @@ class PluginAPIParserMixin:
                 self.flush_tensorboard()  # type: ignore[attr-defined]
                 self._fresh_folder.remove_what_is_new()
             raise
+
+    def check_configs(self) -> None:
+        """Checks the merged configs, before anything is made.
+
+        Raises:
+            ValueError: if a name in the configs does not exist, or a value cannot be used.
+        """
+        checker = ConfigChecker(self.args, self.pytorch_getter)
+        checker.check()
+        build_split_manager = self.factories["split_manager"].get_split_manager
+        split_manager = _create("split_manager", build_split_manager, self.args.split_manager)
+        checker.check_splits(split_manager.split_names, self.is_training())  # type: ignore[attr-defined]
 
     def make_dir(self) -> None:
         """Makes the experiment's folder.

@@ -69,7 +69,7 @@ def built(names, tmp_path, fake_datasets):
     def build(arguments):
         runner, args = read(arguments, tmp_path, fake_datasets)
         parser = runner.get_api_parser(args)
-        parser._check_class_names()
+        parser.check_configs()
         parser.transforms = parser.get_transforms()
         parser.split_manager = parser.get_split_manager()
         parser.save_config_files()
