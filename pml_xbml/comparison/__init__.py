@@ -7,9 +7,9 @@ from .models import cross_batch_loss
 from .result import METRICS, PRIMARY_METRIC, Result
 from .run_all import run_all
 from .run_config import SCHEDULES, Arm, RunConfig
+from .run_pictures import look
 from .splits import NAMED_DATASETS
 from .train import train
-from .visualize import look
 
 __all__ = [
     "DEFAULT_WEIGHT",
