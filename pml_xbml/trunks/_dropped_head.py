@@ -31,11 +31,12 @@ def warn_of_dropped_head(network: torch.nn.Module, location: PoolLocation) -> No
     """
     heads = {head: _layers(network, head, location.num_features) for head in location.head_modules}
     dropped = [layer for layers in heads.values() for layer in layers]
-    # Of several heads side by side each has a classifier, but none has two: the first would be hidden.
+    # Of several branches side by side each has a classifier, but none has two: the first would be hidden.
+    last = {_branch(network, head, name): (head, name, of) for head in heads for name, of in heads[head]}
     classifiers = [
-        layers[-1]
-        for head, layers in heads.items()
-        if layers and _is_classifier(network, head, *layers[-1], location.num_features)
+        (name, module)
+        for head, name, module in last.values()
+        if _is_classifier(network, head, name, module, location.num_features)
     ]
     others = [layer for layer in dropped if layer not in classifiers]
     if not dropped or (classifiers and all(_is_norm_of_library(network, *layer) for layer in others)):
@@ -115,6 +116,13 @@ def _keeps(module: torch.nn.Module, features: Tensor) -> bool:
 
 
 # --- What the library of a network puts there ---
+
+
+def _branch(network: torch.nn.Module, head: str, name: str) -> str:
+    """Dotted name of the module whose layers a layer is one of: a library's own in a head, or the head."""
+    inner = [of for of in parents_of(name) if len(of) > len(head)]
+    of_library = [of for of in inner if package_of(type(network.get_submodule(of))) in LIBRARIES]
+    return of_library[-1] if of_library else head
 
 
 def _is_classifier(

@@ -30,7 +30,9 @@ class PrototypePoolingTrunk(torch.nn.Module):
     gives bit for bit what the network gives without the dropped modules.
 
     Vision transformers: the local features are the patch tokens behind the last norm in front of the pooling;
-    class and register tokens are left out, whether or not the network classified by them.
+    class and register tokens are left out, whether or not the network classified by them. A network of one's
+    own that returns tokens says with ``num_prefix_tokens`` how many of them, in front, are no patches; where
+    that leaves open which tokens are patches, it is refused.
 
     Args:
         trunk: the network, from images (B, channels, H, W) to one tensor.

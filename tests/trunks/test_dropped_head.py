@@ -60,6 +60,12 @@ def densenet_with(head: nn.Module) -> nn.Module:
     return network
 
 
+def convnext_with_own_norm_for_dropout() -> nn.Module:
+    network = timm.create_model("test_convnext")
+    network.head.drop = nn.BatchNorm1d(64)
+    return network
+
+
 class TestDroppedHeads:
     @pytest.fixture(autouse=True)
     def propagate(self, monkeypatch):
@@ -83,6 +89,7 @@ class TestDroppedHeads:
             lambda: nn.Sequential(*convolutions()),
             torchvision.models.convnext_tiny,
             lambda: timm.create_model("deit_tiny_distilled_patch16_224"),
+            lambda: timm.create_model("repvit_m0_9"),
             lambda: with_own_head(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Identity(), Unchanged())),
             lambda: with_own_head(nn.Sequential(nn.Dropout(), nn.Linear(512, 1000))),
         ],
@@ -130,6 +137,7 @@ class TestDroppedHeads:
                 lambda: with_own_head(nn.Sequential(nn.Linear(512, 1000), nn.BatchNorm1d(1000))),
                 "fc.0 (Linear(512, 1000)), fc.1 (BatchNorm1d)",
             ),
+            (convnext_with_own_norm_for_dropout, "head.drop (BatchNorm1d), head.fc (Linear(64, 1000))"),
             (lambda: with_own_head(NormalizedClassifier()), "fc.linear (Linear(512, 1000))"),
             (lambda: with_own_head(nn.BatchNorm1d(512, affine=False)), "fc (BatchNorm1d)"),
         ],
