@@ -80,7 +80,7 @@ class BayesOptRunner(PluginRunnerMixin, bayes_opt_runner.BayesOptRunner):
 
     Args:
         arguments: the command line, without what the runner itself is built with.
-        **options: Those of powerful-benchmarker's runner.
+        **options: those of powerful-benchmarker's runner.
     """
 
     _fresh_folder: FreshFolder | None = None

@@ -90,7 +90,7 @@ class ConfigChecker:
 
     Args:
         args: the merged configs.
-        getter: Finds the classes.
+        getter: finds the classes.
     """
 
     def __init__(self, args: Any, getter: Any) -> None:
@@ -121,7 +121,7 @@ class ConfigChecker:
         """Checks the names of splits.
 
         Args:
-            split_names: Those that the split manager makes.
+            split_names: those that the split manager makes.
             is_training: whether the run trains, and needs the accuracies that the best model is chosen by.
         """
         splits_to_eval = self.args.splits_to_eval

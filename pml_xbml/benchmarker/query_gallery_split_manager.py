@@ -18,7 +18,7 @@ class QueryGallerySplitManager(split_managers.ClassDisjointSplitManager):
         num_training_partitions: Number of parts that the classes to train on are dealt to; each is one way's
             validation classes.
         num_training_sets: how many of these ways to train.
-        **options: Those of powerful-benchmarker's ``ClassDisjointSplitManager``.
+        **options: those of powerful-benchmarker's ``ClassDisjointSplitManager``.
     """
 
     #: The splits that each split is compared with, where that is not itself.

@@ -40,7 +40,7 @@ class PluginRunnerMixin:
 
     Args:
         arguments: the command line, without what the runner itself is built with.
-        **options: Those of powerful-benchmarker's runner.
+        **options: those of powerful-benchmarker's runner.
     """
 
     YR: Any
