@@ -11,7 +11,7 @@ data:
   in evaluation mode. Half of the classes is for testing; three quarters of the others are trained on and the
   rest validates.
 
-First ``--tune`` trains plain at three learning rates, which validation classes choose among for each loss;
+First ``--tune`` trains plain at several learning rates, which validation classes choose among for each loss;
 all arms then train at that rate. ``--explore`` trains variants of the formulation, with seeds of its own.
 Every run is tested at its best validation. A killed study goes on where it was, and the test classes are
 shown with ``--test`` alone:
@@ -119,10 +119,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, nargs="+", metavar="NAME=FOLDER", help="folders, or glyphs")
     parser.add_argument("--pretrained", help="state dict of timm's tf_efficientnet_lite0; random if left out")
     parser.add_argument("--loss", nargs="+", choices=list(LOSSES), default=list(LOSSES))
-    parser.add_argument("--tune", action="store_true", help="plain training at three learning rates alone")
+    parser.add_argument("--tune", action="store_true", help="plain training alone, at several learning rates")
     parser.add_argument("--explore", action="store_true", help="variants of the formulation")
     parser.add_argument("--arms", nargs="+", default=["plain", "xml", "control"], metavar="TERM")
-    parser.add_argument("--seeds", type=int, help="default: 10; of --tune 1, of --explore 2")
+    parser.add_argument("--seeds", type=int, help="default: 10; of --tune 3, of --explore 2")
     parser.add_argument("--jobs", type=int, default=2, help="processes; 0 for none beside this one")
     parser.add_argument("--test", action="store_true", help="print the test classes, once validation decided")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the differences from plain")
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         if folder and not cache.exists():
             torch.save(asdict(compute_activations(folder, options.pretrained)), cache)
     results = options.out / "results.jsonl"
-    first_seed, num_seeds = (0, 1) if options.tune else (0, 2) if options.explore else (FIRST_SEED, 10)
+    first_seed, num_seeds = (0, 3) if options.tune else (0, 2) if options.explore else (FIRST_SEED, 10)
     num_seeds = options.seeds or num_seeds
     jobs = []
     for seed, data, loss in itertools.product(range(first_seed, first_seed + num_seeds), names, options.loss):

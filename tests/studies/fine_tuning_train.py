@@ -79,8 +79,8 @@ class Setting:
     learning_rates: tuple[float, ...]
 
 
-PHOTOGRAPHS = Setting(64, 250, 50, (3e-5, 1e-4, 3e-4))
-FROM_SCRATCH = Setting(64, 250, 50, (1e-3, 3e-3, 1e-2))
+PHOTOGRAPHS = Setting(64, 250, 50, (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3))
+FROM_SCRATCH = Setting(64, 250, 50, (1e-3, 3e-3, 1e-2, 3e-2))
 
 
 @dataclass(frozen=True)

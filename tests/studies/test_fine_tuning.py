@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,13 @@ def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys
     assert "| noise | triplet | " in capsys.readouterr().out
 
 
+def committed_runs(seeds, name="fine_tuning_results.jsonl"):
+    return [row for row in fine_tuning.read(STUDY / name) if row[0].seed in seeds]
+
+
 def differences_of(seeds, is_test):
     """Of the committed runs: tests of XML against plain training and the control, by data and loss."""
-    rows = [row for row in fine_tuning.read(STUDY / "fine_tuning_results.jsonl") if row[0].seed in seeds]
+    rows = committed_runs(seeds)
     found = {}
     for (data, loss, _), arms in fine_tuning.accuracies_of(rows, is_test).items():
         xml = arms[fine_tuning.XML]
@@ -117,6 +122,55 @@ def test_the_tables_of_the_pages_are_those_of_the_committed_runs():
         for number, against in enumerate(("plain", "control")[: len(validation["flowers", loss])]):
             cells = [interval_of(validation[data, loss][number]) for data in names]
             assert f"| {loss} | {against} | {' | '.join(cells)} |" in pages[1]
+
+
+def test_the_precision_on_the_page_is_that_of_the_committed_runs():
+    page = (STUDY / "README.md").read_text("utf-8")
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 10)
+    precision = {
+        (job.data, job.loss, job.arm, job.seed): history["test"][1] for job, history in committed_runs(seeds)
+    }
+    for loss in LOSS_NAMES:
+        cells = []
+        for data in ("flowers", "grocery", "glyphs"):
+            plain, xml = (
+                [precision[data, loss, arm, seed] for seed in seeds]
+                for arm in (fine_tuning.PLAIN, fine_tuning.XML)
+            )
+            cells.append(interval_of(paired_t_test(plain, xml)))
+        assert f"| {loss} | {' | '.join(cells)} |" in page
+
+
+def test_what_the_page_says_of_other_rates_is_of_the_committed_runs():
+    page = (STUDY / "README.md").read_text("utf-8")
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 4)
+    best = {}
+    for name in ("fine_tuning_results.jsonl", "fine_tuning_rates.jsonl"):
+        for job, history in committed_runs(seeds, name):
+            if job.data == "grocery":
+                key = job.loss, job.arm.term, job.learning_rate
+                best.setdefault(key, {})[job.seed] = max(history[fine_tuning.MAP_AT_R])
+
+    def mean(loss, term, rate):
+        return statistics.mean(best[loss, term, rate][seed] for seed in seeds)
+
+    for loss, rates in {
+        "contrastive": (1e-4, 1e-3),
+        "multi_similarity": (3e-4, 1e-3),
+        "normalized_softmax": (3e-4, 1e-3),
+        "proxy_nca": (3e-4, 1e-3),
+        "proxy_anchor": (3e-4, 3e-3),
+    }.items():
+        cells = [", ".join(f"{rate:g}" for rate in rates)]
+        cells.append(", ".join(f"{mean(loss, 'plain', rate):.2f}" for rate in rates))
+        for other in ("plain", "control"):
+            if (loss, other) == ("contrastive", "control"):
+                cells.append("")
+                continue
+            differences = [mean(loss, "xml", rate) - mean(loss, other, rate) for rate in rates]
+            cells.append(", ".join(f"{number:+.2f}" for number in differences).replace("-", "−"))
+        row = f"| {loss} | {' | '.join(cells)} |"
+        assert row.replace("|  |", "| |") in page.replace("|  |", "| |"), row
 
 
 def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
