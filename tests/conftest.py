@@ -31,15 +31,32 @@ def pytest_ignore_collect(collection_path, config):
     return True if is_benchmark or needs_ax else None
 
 
-#: Folders whose tests take seconds each, or have a set-up that does.
-SLOW_FOLDERS = {"benchmarker", "examples", "parallel"}
+#: Folders and files whose tests take seconds each, or have a set-up that does, or are hundreds of networks.
+SLOW = (
+    "benchmarker",
+    "checkpoint",
+    "cli",
+    "comparison",
+    "composition",
+    "examples",
+    "monitoring",
+    "parallel",
+    "studies",
+    "test_fuzz.py",
+    "test_ill_conditioned_fits.py",
+    "test_training.py",
+    "trunks/test_dropped_head.py",
+    "trunks/test_networks_of_ones_own.py",
+    "trunks/test_prototype_pooling_trunk.py",
+    "trunks/test_sweep.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    """`pytest -m "not slow"` leaves these folders out."""
+    """`pytest -m "not slow"` leaves these out."""
     tests = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SLOW_FOLDERS:
+        if any(item.path.is_relative_to(tests / place) for place in SLOW):
             item.add_marker(pytest.mark.slow)
 
 
