@@ -1,4 +1,3 @@
-import inspect
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -6,7 +5,7 @@ from typing import Any
 from pytorch_metric_learning.trainers import BaseTrainer
 
 from .._checks import did_you_mean
-from ..trunks import PrototypePooling, PrototypePoolingTrunk
+from ..trunks import PrototypePoolingTrunk, prototype_pooling_trunk
 from .class_getter import argument_names
 
 # Classes that the configs name one of each of.
@@ -253,13 +252,10 @@ class ConfigChecker:
                     self._check_class("loss", {loss: loss_arguments})
 
 
-def _argument_names(function: Callable[..., Any]) -> set[str] | None:
-    if function is not PrototypePoolingTrunk:
-        return argument_names(function)
-    # It hands its options on.
-    own = set(inspect.signature(PrototypePoolingTrunk).parameters) - {"pooling_options"}
-    options = set(inspect.signature(PrototypePooling).parameters) - {"num_features"}
-    return own | options
+def _argument_names(function: Callable[..., Any]) -> Collection[str] | None:
+    if function is PrototypePoolingTrunk:
+        return prototype_pooling_trunk.names_of_arguments()
+    return argument_names(function)
 
 
 def _check_dictionary(what: str, value: Any, form: str) -> None:

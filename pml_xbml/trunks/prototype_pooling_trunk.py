@@ -72,8 +72,7 @@ class PrototypePoolingTrunk(torch.nn.Module):
         _check_trunk(trunk)
         if pool is not None and not isinstance(pool, str):
             raise TypeError(f"pool must be the dotted name of a module of the trunk, got {pool!r}")
-        known = [*_names_of_arguments(PrototypePoolingTrunk)[:-1], *_names_of_arguments(PrototypePooling)[2:]]
-        check_options(pooling_options, "PrototypePoolingTrunk", known)
+        check_options(pooling_options, "PrototypePoolingTrunk", names_of_arguments())
         location = find_global_pool(trunk, pool)
         pooling = PrototypePooling(location.num_features, num_prototypes, **pooling_options)
         parameter = next((p for p in trunk.parameters() if p.is_floating_point()), None)
@@ -258,8 +257,13 @@ class PrototypePoolingTrunk(torch.nn.Module):
         return translated
 
 
-def _names_of_arguments(of: type) -> list[str]:
-    return [*inspect.signature(of).parameters]
+def names_of_arguments() -> list[str]:
+    """Names all arguments of :class:`PrototypePoolingTrunk`, with those that it hands on."""
+    parameters = inspect.signature(PrototypePoolingTrunk).parameters.values()
+    own = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    # The network tells num_features.
+    handed_on = [name for name in inspect.signature(PrototypePooling).parameters if name != "num_features"]
+    return list(dict.fromkeys(own + handed_on))
 
 
 def _check_trunk(trunk: torch.nn.Module) -> None:
