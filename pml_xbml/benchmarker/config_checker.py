@@ -68,6 +68,11 @@ _TRANSFORMS = ("train", "eval", "augmentation.*")
 
 # The smallest value, and whether null will do.
 _INTEGERS = {"num_epochs_train": (1, False), "save_interval": (1, False), "patience": (0, True)}
+_INTEGERS_OF_THE_TRAINER = {
+    "batch_size": (1, False),
+    "iterations_per_epoch": (1, True),
+    "dataloader_num_workers": (0, False),
+}
 _SWITCHES = (
     "check_untrained_accuracy",
     "skip_eval_if_already_done",
@@ -105,6 +110,7 @@ class ConfigChecker:
             self._check_class(kind, getattr(self.args, kind))
         _check_names("keys of factories", self.args.factories, _FACTORIES)
         _check_names("keys of transforms", self.args.transforms, _TRANSFORMS)
+        self._check_integers_of_the_trainer()
         self._check_names_of_the_trainer()
         for group, kind in _KINDS_OF_GROUPS.items():
             for specs in getattr(self.args, group).values():
@@ -146,14 +152,17 @@ class ConfigChecker:
             value = getattr(self.args, name)
             # To reproduce an experiment that was resumed, each fold has its own.
             for each in value.values() if isinstance(value, dict) else [value]:
-                is_integer = isinstance(each, int) and not isinstance(each, bool) and each >= smallest
-                if not is_integer and not (or_null and each is None):
-                    wanted = f"an integer from {smallest} on" + (" or null" if or_null else "")
-                    raise ValueError(f"{name} must be {wanted}, got {_as_given(each)}")
+                _check_integer(name, each, smallest, or_null)
         for name in _SWITCHES:
             value = getattr(self.args, name)
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
+
+    def _check_integers_of_the_trainer(self) -> None:
+        _, arguments = self._arguments("trainer")
+        for name, (smallest, or_null) in _INTEGERS_OF_THE_TRAINER.items():
+            if name in arguments:
+                _check_integer(f"{name} of the trainer", arguments[name], smallest, or_null)
 
     def _check_names_of_the_trainer(self) -> None:
         """Asks PML's trainer, which knows the names of its models, losses and miners."""
@@ -256,6 +265,13 @@ def _argument_names(function: Callable[..., Any]) -> Collection[str] | None:
     if function is PrototypePoolingTrunk:
         return prototype_pooling_trunk.names_of_arguments()
     return argument_names(function)
+
+
+def _check_integer(what: str, value: Any, smallest: int, or_null: bool) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+    if not is_integer and not (or_null and value is None):
+        wanted = f"an integer from {smallest} on" + (" or null" if or_null else "")
+        raise ValueError(f"{what} must be {wanted}, got {_as_given(value)}")
 
 
 def _check_dictionary(what: str, value: Any, form: str) -> None:

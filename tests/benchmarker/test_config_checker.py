@@ -112,6 +112,14 @@ def test_a_misspelt_name_inside_of_a_key_is_told_with_the_nearest(error_of, argu
         (["--num_epochs_train", "-1"], "num_epochs_train must be an integer from 1 on, got -1"),
         (["--num_epochs_train"], "num_epochs_train must be an integer from 1 on, got no value"),
         (["--save_interval", "0"], "save_interval must be an integer from 1 on, got 0"),
+        (
+            ["--trainer", "{MetricLossOnly: {iterations_per_epoch: abc}}"],
+            "iterations_per_epoch of the trainer must be an integer from 1 on or null, got 'abc'",
+        ),
+        (
+            ["--trainer", "{MetricLossOnly: {batch_size: 0}}"],
+            "batch_size of the trainer must be an integer from 1 on, got 0",
+        ),
         (["--patience", "soon"], "patience must be an integer from 0 on or null, got 'soon'"),
         (["--save_lists_in_db", "maybe"], "save_lists_in_db must be True or False, got 'maybe'"),
         (["--splits_to_eval", "val"], "splits_to_eval must be a list such as [val], got 'val'"),
