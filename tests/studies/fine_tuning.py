@@ -12,9 +12,9 @@ data:
   rest validates.
 
 First ``--tune`` trains plain at several learning rates, which validation classes choose among for each loss;
-all arms then train at that rate. ``--explore`` trains variants of the formulation, with seeds of its own.
-Every run is tested at its best validation. A killed study goes on where it was, and the test classes are
-shown with ``--test`` alone:
+all arms then train at that rate, and with ``--iterations`` for another time. ``--explore`` trains variants of
+the formulation, with seeds of its own. Every run is tested at its best validation. A killed study goes on
+where it was, and the test classes are shown with ``--test`` alone:
 
     data="flowers=FOLDER grocery=FOLDER glyphs"
     python -m tests.studies.fine_tuning --data $data --pretrained lite0.pth --tune
@@ -95,7 +95,7 @@ def read(results: Path) -> list[tuple[Job, dict[str, list[float]]]]:
     keys = Job.__dataclass_fields__.keys()
     return [
         (
-            Job(**{key: Arm(**row[key]) if key == "arm" else row[key] for key in keys}),
+            Job(**{key: row[key] for key in keys & row.keys()} | {"arm": Arm(**row["arm"])}),
             {key: value for key, value in row.items() if key not in keys},
         )
         for row in rows
@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--explore", action="store_true", help="variants of the formulation")
     parser.add_argument("--arms", nargs="+", default=["plain", "xml", "control"], metavar="TERM")
     parser.add_argument("--seeds", type=int, help="default: 10; of --tune 3, of --explore 2")
+    parser.add_argument("--iterations", type=int, default=Job.iterations, help="of each run, default: 250")
     parser.add_argument("--jobs", type=int, default=2, help="processes; 0 for none beside this one")
     parser.add_argument("--test", action="store_true", help="print the test classes, once validation decided")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the differences from plain")
@@ -144,15 +145,14 @@ def main(arguments: list[str] | None = None) -> None:
     jobs = []
     for seed, data, loss in itertools.product(range(first_seed, first_seed + num_seeds), names, options.loss):
         if options.tune:
-            jobs += [Job(data, loss, PLAIN, seed, rate) for rate in setting_of(data).learning_rates]
-            continue
-        rate = chosen_rates(results)[data, loss]
-        if options.explore:
-            jobs += [Job(data, loss, arm, seed, rate) for arm in (PLAIN, *VARIANTS)]
-            continue
-        # For a contrastive loss of the same margins the control is plain training.
-        terms = [term for term in options.arms if (term, loss) != ("control", "contrastive")]
-        jobs += [Job(data, loss, Arm(term), seed, rate) for term in terms]
+            arms: list[Arm] = [PLAIN]
+        elif options.explore:
+            arms = [PLAIN, *VARIANTS]
+        else:
+            # For a contrastive loss of the same margins the control is plain training.
+            arms = [Arm(term) for term in options.arms if (term, loss) != ("control", "contrastive")]
+        rates = setting_of(data).learning_rates if options.tune else [chosen_rates(results)[data, loss]]
+        jobs += [Job(data, loss, arm, seed, rate, options.iterations) for rate in rates for arm in arms]
     if first_seed == FIRST_SEED:
         jobs += [
             Job(data, "none", Arm("untouched"), 0, 0.0)
@@ -160,7 +160,9 @@ def main(arguments: list[str] | None = None) -> None:
             if data != "glyphs" and options.pretrained is not None
         ]
     run_all(jobs, options.pretrained, options.out, options.jobs)
-    rows = [(job, history) for job, history in read(results) if job in set(jobs)]
+    shown = set(jobs)
+    rows = [(job, history) for job, history in read(results) if job in shown]
+    rows.sort(key=lambda row: names.index(row[0].data))
     print(table(rows, options.test))
     if options.plot is not None:
         plot(rows, options.plot, options.test)

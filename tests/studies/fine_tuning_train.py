@@ -74,13 +74,12 @@ class Setting:
     """How the networks of one kind of data are trained."""
 
     batch_size: int
-    iterations: int
     validation_interval: int
     learning_rates: tuple[float, ...]
 
 
-PHOTOGRAPHS = Setting(64, 250, 50, (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3))
-FROM_SCRATCH = Setting(64, 250, 50, (1e-3, 3e-3, 1e-2, 3e-2))
+PHOTOGRAPHS = Setting(64, 50, (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3))
+FROM_SCRATCH = Setting(64, 50, (1e-3, 3e-3, 1e-2, 3e-2))
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class Job:
     arm: Arm
     seed: int
     learning_rate: float
+    iterations: int = 250
 
 
 class Network(nn.Module):
@@ -206,12 +206,12 @@ def train(data: Data, job: Job, pretrained: str | None) -> dict[str, list[float]
             {"params": list(metric_loss.parameters()), "lr": settings.learning_rate or 0.0},
         ]
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting.iterations)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.iterations)
     sampler = DisjointClassPairSampler(
         data.train_labels,
         SAMPLES_PER_CLASS,
         setting.batch_size,
-        setting.iterations * setting.batch_size,
+        job.iterations * setting.batch_size,
         seed=job.seed,
     )
     augmentations = torch.Generator().manual_seed(job.seed)

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import re
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ from sklearn.linear_model import Ridge
 from pml_xbml.comparison.statistics import holm, paired_t_test
 from pml_xbml.trunks import PrototypePooling
 from tests.studies import fine_tuning, fine_tuning_data, fine_tuning_train
-from tests.studies.fine_tuning_train import Arm, Setting, build_loss
+from tests.studies.fine_tuning_train import Arm, Job, Setting, build_loss
 
 STUDY = Path(fine_tuning.__file__).parent
+RESULTS = STUDY / "fine_tuning_results.jsonl"
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def photographs(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fine_tuning_train, "PHOTOGRAPHS", Setting(16, 2, 1, (1e-3, 1e-4)))
+    monkeypatch.setattr(fine_tuning_train, "PHOTOGRAPHS", Setting(16, 1, (1e-3, 1e-4)))
     monkeypatch.setattr(fine_tuning_data, "NUM_COPIES", 2)
     command = ["--data", f"noise={photographs}", "--loss", "contrastive", "triplet", "--out", str(tmp_path)]
-    command += ["--jobs", "0"]
+    command += ["--jobs", "0", "--iterations", "2"]
     fine_tuning.main([*command, "--tune", "--seeds", "1"])
     results = tmp_path / "results.jsonl"
     tuned = results.read_text()
@@ -61,17 +61,28 @@ def test_a_study_goes_on_where_it_was(photographs, tmp_path, monkeypatch, capsys
     assert "| noise | triplet | " in capsys.readouterr().out
 
 
-def committed_runs(seeds, name="fine_tuning_results.jsonl"):
-    return [row for row in fine_tuning.read(STUDY / name) if row[0].seed in seeds]
+def committed_runs(seeds, at_chosen_rates=True):
+    """Those at the rates that plain training validates best at, or those at other rates."""
+    rates = fine_tuning.chosen_rates(RESULTS)
+    return [
+        (job, history)
+        for job, history in fine_tuning.read(RESULTS)
+        if job.iterations == Job.iterations
+        and job.seed in seeds
+        and (job.learning_rate == rates.get((job.data, job.loss))) == at_chosen_rates
+    ]
 
 
-def differences_of(seeds, is_test):
+def differences_of(seeds, is_test, at_chosen_rates=True):
     """Of the committed runs: tests of XML against plain training and the control, by data and loss."""
-    rows = committed_runs(seeds)
     found = {}
-    for (data, loss, _), arms in fine_tuning.accuracies_of(rows, is_test).items():
+    groups = fine_tuning.accuracies_of(committed_runs(seeds, at_chosen_rates), is_test)
+    for (data, loss, rate), arms in groups.items():
+        if not at_chosen_rates and any(set(arm) != set(seeds) for arm in arms.values()):
+            continue
         xml = arms[fine_tuning.XML]
         others = [arms[arm] for arm in (fine_tuning.PLAIN, fine_tuning.CONTROL) if arm in arms]
+        assert (data, loss) not in found, rate
         assert all(set(other) == set(xml) == set(seeds) for other in others)
         assert len(others) == (1 if loss == "contrastive" else 2)
         found[data, loss] = [
@@ -141,40 +152,52 @@ def test_the_precision_on_the_page_is_that_of_the_committed_runs():
         assert f"| {loss} | {' | '.join(cells)} |" in page
 
 
-def test_what_the_page_says_of_other_rates_is_of_the_committed_runs():
+def test_the_page_tells_the_rates_and_what_other_rates_gave():
     page = (STUDY / "README.md").read_text("utf-8")
-    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 4)
-    best = {}
-    for name in ("fine_tuning_results.jsonl", "fine_tuning_rates.jsonl"):
-        for job, history in committed_runs(seeds, name):
-            if job.data == "grocery":
-                key = job.loss, job.arm.term, job.learning_rate
-                best.setdefault(key, {})[job.seed] = max(history[fine_tuning.MAP_AT_R])
+    rates = fine_tuning.chosen_rates(RESULTS)
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 10)
+    others = differences_of(seeds, is_test=True, at_chosen_rates=False)
+    names = ("flowers", "grocery", "glyphs")
+    for loss in LOSS_NAMES:
+        cells = [f"{rates[data, loss]:g}" for data in names]
+        assert f"| {loss} | {' | '.join(cells)} |" in page
+        cells = [
+            f"{others[data, loss][0].baseline:.2f} {interval_of(others[data, loss][0])}"
+            if (data, loss) in others
+            else "the same"
+            for data in names
+        ]
+        assert f"| {loss} | {' | '.join(cells)} |" in page
 
-    def mean(loss, term, rate):
-        return statistics.mean(best[loss, term, rate][seed] for seed in seeds)
 
-    for loss, rates in {
-        "contrastive": (1e-4, 1e-3),
-        "multi_similarity": (3e-4, 1e-3),
-        "normalized_softmax": (3e-4, 1e-3),
-        "proxy_nca": (3e-4, 1e-3),
-        "proxy_anchor": (3e-4, 3e-3),
-    }.items():
-        cells = [", ".join(f"{rate:g}" for rate in rates)]
-        cells.append(", ".join(f"{mean(loss, 'plain', rate):.2f}" for rate in rates))
-        for other in ("plain", "control"):
-            if (loss, other) == ("contrastive", "control"):
-                cells.append("")
-                continue
-            differences = [mean(loss, "xml", rate) - mean(loss, other, rate) for rate in rates]
-            cells.append(", ".join(f"{number:+.2f}" for number in differences).replace("-", "−"))
-        row = f"| {loss} | {' | '.join(cells)} |"
-        assert row.replace("|  |", "| |") in page.replace("|  |", "| |"), row
+def test_the_page_tells_what_the_larger_grid_gave_plain_training():
+    page = (STUDY / "README.md").read_text("utf-8")
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 10)
+    for loss in set(LOSS_NAMES) - {"contrastive"}:
+        cells = []
+        for is_test in (False, True):
+            better, first = (
+                differences_of(seeds, is_test, at_chosen_rates)["grocery", loss][0].baseline
+                for at_chosen_rates in (True, False)
+            )
+            cells.append(f"{better - first:+.2f}".replace("-", "−"))
+        assert f"| {loss} | {' | '.join(cells)} |" in page
+
+
+def test_plain_training_was_tuned_with_three_seeds_at_each_rate():
+    tuned = {
+        (job.data, job.loss, job.learning_rate, job.seed)
+        for job, _ in fine_tuning.read(RESULTS)
+        if job.arm == fine_tuning.PLAIN
+    }
+    for data in ("flowers", "grocery", "glyphs"):
+        for loss in LOSS_NAMES:
+            for rate in fine_tuning_train.setting_of(data).learning_rates:
+                assert {(data, loss, rate, seed) for seed in range(3)} <= tuned
 
 
 def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
-    monkeypatch.setattr(fine_tuning_train, "FROM_SCRATCH", Setting(16, 4, 1, ()))
+    monkeypatch.setattr(fine_tuning_train, "FROM_SCRATCH", Setting(16, 1, ()))
     glyphs = fine_tuning.load_glyphs()
     few = {split: getattr(glyphs, split)[:32] for split in ("val", "test")}
     few |= {f"{split}_labels": getattr(glyphs, f"{split}_labels")[:32] for split in ("val", "test")}
@@ -191,7 +214,7 @@ def test_the_best_validation_chooses_the_network_that_is_tested(monkeypatch):
 
     evaluate.validations = 0
     monkeypatch.setattr(fine_tuning_train, "evaluate", evaluate)
-    job = fine_tuning.Job("glyphs", "contrastive", Arm("xml"), 0, 1e-3)
+    job = Job("glyphs", "contrastive", Arm("xml"), 0, 1e-3, iterations=4)
     history = fine_tuning.train(dataclasses.replace(glyphs, **few), job, None)
     assert history["test"] == [1.0, 1.0]
 
