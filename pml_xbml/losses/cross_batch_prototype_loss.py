@@ -56,12 +56,11 @@ class CrossBatchPrototypeLoss(pml_losses.BaseMetricLossFunction):
         Ŷ_1 = (Z_1 − z̄_2) A_2,     Ŷ_2 = (Z_2 − z̄_1) A_1
         L = (1 − λ) ℓ(Y, labels) + λ ℓ_c(Ŷ, labels)
 
-    Two things depart from the paper's public text, which has neither an intercept nor another loss for Ŷ,
-    because they gained on validation classes, from scratch and where a pretrained network is fine-tuned
-    (``tests/studies/README.md`` has the tables). With an intercept Ŷ holds deviations from the fitted half's
-    mean, which all embeddings of a pretrained network share. And ℓ itself can be harmed by what it was not
-    made for: proxies live among actual embeddings, for one. From scratch, with multi-similarity loss and
-    losses with class weights, ℓ_c on Y itself gained more than on Ŷ.
+    Two things depart from the paper's public text, which has neither an intercept nor another loss for Ŷ.
+    They were chosen on validation classes (``tests/studies/README.md`` has the tables). With an intercept Ŷ
+    holds deviations from the fitted half's mean, which all embeddings of a pretrained network share. And ℓ
+    itself can be harmed by what it was not made for: proxies live among actual embeddings, for one. From
+    scratch, with multi-similarity, normalized softmax or proxy-NCA loss, ℓ_c on Y gained more than on Ŷ.
 
     The halves are the batch's first and second half where those share no class, as
     :class:`~pml_xbml.samplers.DisjointClassPairSampler` makes them; otherwise see

@@ -12,9 +12,10 @@ data:
   rest validates.
 
 First ``--tune`` trains plain at several learning rates, which validation classes choose among for each loss;
-all arms then train at that rate, and with ``--iterations`` for another time. ``--explore`` trains variants of
-the formulation, with seeds of its own. Every run is tested at its best validation. A killed study goes on
-where it was, and the test classes are shown with ``--test`` alone:
+all arms then train at that rate. ``--explore`` trains variants of the formulation, with seeds of its own.
+``--iterations`` sets the length of a run. Every run is tested at its best validation, in ``results.jsonl``;
+what is printed and drawn is of validation classes, unless there is ``--test``. A killed study goes on where
+it was:
 
     data="flowers=FOLDER grocery=FOLDER glyphs"
     python -m tests.studies.fine_tuning --data $data --pretrained lite0.pth --tune

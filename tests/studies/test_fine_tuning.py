@@ -148,8 +148,19 @@ def test_the_precision_on_the_page_is_that_of_the_committed_runs():
                 [precision[data, loss, arm, seed] for seed in seeds]
                 for arm in (fine_tuning.PLAIN, fine_tuning.XML)
             )
-            cells.append(interval_of(paired_t_test(plain, xml)))
+            test = paired_t_test(plain, xml)
+            cells.append(f"{test.baseline:.2f} {interval_of(test)}")
         assert f"| {loss} | {' | '.join(cells)} |" in page
+
+
+def test_the_untouched_network_is_more_precise_than_any_trained_one():
+    page = (STUDY / "README.md").read_text("utf-8")
+    precisions = {}
+    for job, history in fine_tuning.read(RESULTS):
+        precisions.setdefault((job.data, job.loss == "none"), []).append(history["test"][1])
+    untouched = {data: precisions[data, True][0] for data in ("flowers", "grocery")}
+    assert all(untouched[data] > max(precisions[data, False]) for data in untouched)
+    assert f"| untouched network | {untouched['flowers']:.2f} | {untouched['grocery']:.2f} | |" in page
 
 
 def test_the_page_tells_the_rates_and_what_other_rates_gave():
