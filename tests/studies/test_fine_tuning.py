@@ -95,9 +95,9 @@ LOSS_NAMES = {
     "contrastive": "contrastive",
     "triplet": "triplet",
     "multi_similarity": "multi-similarity",
-    "normalized_softmax": "normalized softmax",
-    "proxy_nca": "proxy-NCA",
     "proxy_anchor": "proxy-anchor",
+    "proxy_nca": "proxy-NCA",
+    "normalized_softmax": "normalized softmax",
 }
 
 
