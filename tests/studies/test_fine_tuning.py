@@ -195,6 +195,17 @@ def test_the_page_tells_what_the_larger_grid_gave_plain_training():
         assert f"| {loss} | {' | '.join(cells)} |" in page
 
 
+def test_the_page_tells_what_longer_training_gives_on_glyphs():
+    page = (STUDY / "README.md").read_text("utf-8")
+    seeds = range(fine_tuning.FIRST_SEED, fine_tuning.FIRST_SEED + 4)
+    longer = [(job, history) for job, history in fine_tuning.read(RESULTS) if job.iterations == 500]
+    for (data, loss, rate), arms in fine_tuning.accuracies_of(longer, is_test=False).items():
+        assert (data, rate) == ("glyphs", fine_tuning.chosen_rates(RESULTS)["glyphs", loss])
+        plain, xml = ([arms[arm][seed] for seed in seeds] for arm in (fine_tuning.PLAIN, fine_tuning.XML))
+        test = paired_t_test(plain, xml)
+        assert f"| {loss} | {test.baseline:.2f} | {interval_of(test)} |" in page
+
+
 def test_plain_training_was_tuned_with_three_seeds_at_each_rate():
     tuned = {
         (job.data, job.loss, job.learning_rate, job.seed)
